@@ -1,0 +1,123 @@
+"""Fake CPU tensors in the place of a module's own, so that capturing allocates nothing.
+
+The stand-ins live on (fake) CPU wherever the module lives: exported on ``meta``, factory
+operators would carry ``device='meta'`` and attention would decompose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from meshwright.errors import CaptureFailed
+
+__all__ = ["StandIns", "fake_like", "stand_ins"]
+
+
+class StandIns:
+    """The fake parameters and buffers of one module, by name; tied ones appear once."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
+        self.canonical: dict[str, str] = {}
+        """From every name of a parameter or buffer to its first name."""
+        self.fake_by_id: dict[int, Tensor] = {}
+
+    def tied_names(self, name: str) -> tuple[str, ...]:
+        """Further names of the parameter or buffer ``name``."""
+        return tuple(
+            other for other, first in self.canonical.items() if first == name and other != name
+        )
+
+
+def fake_like(
+    tensor: Tensor, mode: FakeTensorMode, *, dtype: torch.dtype | None, what: str
+) -> Tensor:
+    """A fake CPU tensor with the shape and strides of ``tensor``.
+
+    ``dtype``, where given, replaces a floating type. Raises CaptureFailed for a tensor that is
+    not dense or has no shape yet; ``what`` names it there.
+    """
+    if nn.parameter.is_lazy(tensor):
+        raise CaptureFailed(f"{what} has no shape yet; run the lazy module once before capture")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise CaptureFailed(f"{what} is a {tensor.layout} tensor; use a dense one")
+    cast = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    with mode:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=cast, device="cpu")
+
+
+@contextmanager
+def stand_ins(
+    model: nn.Module, mode: FakeTensorMode, *, dtype: torch.dtype | None
+) -> Iterator[StandIns]:
+    """Puts fake tensors into ``model`` for the duration of the block; restores its own after."""
+    found = StandIns()
+    _make_fakes(model, mode, dtype, found)
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for path, module in model.named_modules():
+            for holder in (module._parameters, module._buffers, vars(module)):
+                _swap(holder, found.fake_by_id, path, undo)
+        yield found
+    finally:
+        for holder, key, value in reversed(undo):
+            holder[key] = value
+
+
+def _make_fakes(
+    model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None, found: StandIns
+) -> None:
+    first_name: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) not in first_name:
+            fake = fake_like(parameter, mode, dtype=dtype, what=f"parameter {name}")
+            first_name[id(parameter)] = name
+            found.parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
+            found.fake_by_id[id(parameter)] = found.parameters[name]
+        found.canonical[name] = first_name[id(parameter)]
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if id(buffer) not in first_name:
+            first_name[id(buffer)] = name
+            found.buffers[name] = fake_like(buffer, mode, dtype=dtype, what=f"buffer {name}")
+            found.fake_by_id[id(buffer)] = found.buffers[name]
+        found.canonical[name] = first_name[id(buffer)]
+
+
+def _swap(
+    holder: dict[str, Any],
+    fake_by_id: dict[int, Tensor],
+    path: str,
+    undo: list[tuple[dict[str, Any], str, Any]],
+) -> None:
+    """Replaces tensors of ``holder`` by their stand-ins.
+
+    Lists of tensors are entered too: ``nn.LSTM`` keeps its weights in one a second time.
+    """
+    for key, value in list(holder.items()):
+        new = value
+        if isinstance(value, Tensor):
+            new = fake_by_id.get(id(value))
+            if new is None:
+                new = _plain_attribute(value, f"{path}.{key}".lstrip("."))
+        elif isinstance(value, list | tuple) and any(id(item) in fake_by_id for item in value):
+            new = type(value)(fake_by_id.get(id(item), item) for item in value)
+        if new is not value:
+            undo.append((holder, key, value))
+            holder[key] = new
+
+
+def _plain_attribute(value: Tensor, name: str) -> Tensor:
+    """A tensor that is neither parameter nor buffer becomes a constant: it needs its values."""
+    if value.is_meta or isinstance(value, FakeTensor):
+        raise CaptureFailed(
+            f"attribute {name} is a tensor without values (meta or fake) and neither parameter "
+            f"nor buffer; register it with register_buffer"
+        )
+    return value if value.device.type == "cpu" else value.detach().cpu()

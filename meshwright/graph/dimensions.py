@@ -1,0 +1,117 @@
+"""Labels of dimension classes inside a segment, so that a plan can say what it shards.
+
+A label says what a class does in the program (``batch``, ``sequence``, ``vocab``, ``heads``,
+``experts``, ``hidden``, ``inner``), found from the operators, never from names; a second class of the
+same kind in one segment is ``inner2``, and so on in order of appearance. Equal segments label
+alike, so a plan speaks of segment classes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from meshwright.graph.factors import FactorAnalysis, LeafFactor
+from meshwright.graph.opgraph import InputRole, Op
+from meshwright.graph.rules.base import Variant
+from meshwright.graph.segments import Segment, Segmentation
+
+__all__ = ["BATCH", "SEQUENCE", "DimensionLabels", "label_dimensions"]
+
+BATCH = "batch"
+SEQUENCE = "sequence"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DimensionLabels:
+    """What the classes are called."""
+
+    batch: int | None
+    """Class of the batch; ``None`` where the data have no common leading dim."""
+    sequence: int | None
+    by_segment: tuple[dict[str, int], ...]
+    """For each segment, label to class."""
+
+
+def label_dimensions(analysis: FactorAnalysis, segmentation: Segmentation) -> DimensionLabels:
+    """Labels for every segment."""
+    batch = _common_class(analysis, dim=0, other_than=None)
+    sequence = _common_class(analysis, dim=1, other_than=batch)
+    parameters = _parameter_views(analysis)
+    return DimensionLabels(
+        batch=batch,
+        sequence=sequence,
+        by_segment=tuple(
+            _label_segment(analysis, segment, batch, sequence, parameters)
+            for segment in segmentation.segments
+        ),
+    )
+
+
+def _common_class(analysis: FactorAnalysis, *, dim: int, other_than: int | None) -> int | None:
+    """The class of a dim that most data inputs have."""
+    counts: Counter[int] = Counter()
+    for item in analysis.graph.inputs_of(InputRole.DATA):
+        dims = analysis.value_dims[item.value]
+        if len(dims) > dim and dims[dim] and dims[dim][0] != other_than:
+            counts[dims[dim][0]] += 1
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def _parameter_views(analysis: FactorAnalysis) -> set[int]:
+    """Values that are parameters, or views of parameters alone."""
+    values = {item.value for item in analysis.graph.parameters}
+    for op, rule in zip(analysis.graph.ops, analysis.rules, strict=True):
+        if rule.is_view and op.inputs and all(value in values for value in op.inputs):
+            values.update(op.results)
+    return values
+
+
+def _label_segment(
+    analysis: FactorAnalysis,
+    segment: Segment,
+    batch: int | None,
+    sequence: int | None,
+    parameters: set[int],
+) -> dict[str, int]:
+    known = {batch: BATCH, sequence: SEQUENCE}
+    labels: dict[str, int] = {}
+    kinds: dict[int, str] = {}
+    shardable: set[int] = set()
+    for index in segment.forward_ops:
+        op = analysis.graph.ops[index]
+        for factor in analysis.leaf_factors[index]:
+            if not factor.fixed:
+                shardable.add(factor.dimension_class)
+            kind = known.get(factor.dimension_class) or _kind(op, factor, parameters)
+            if kinds.get(factor.dimension_class, "inner") == "inner":
+                kinds[factor.dimension_class] = kind
+    last = analysis.graph.ops[segment.forward_ops[-1]]
+    leaving = {
+        leaf for value in last.results for dim in analysis.value_dims[value] for leaf in dim
+    }
+    for dimension_class, kind in kinds.items():
+        if dimension_class not in shardable:
+            continue
+        name = "hidden" if kind == "inner" and dimension_class in leaving else kind
+        number = 1
+        label = name
+        while label in labels:
+            number += 1
+            label = f"{name}{number}"
+        labels[label] = dimension_class
+    return labels
+
+
+def _kind(op: Op, factor: LeafFactor, parameters: set[int]) -> str:
+    """What one operator says about a class."""
+    name = op.target.split(".")[1]
+    first = factor.operands[0] if factor.operands else None
+    if factor.variant in {Variant.OFFSET, Variant.REDUCE_INSIDE}:
+        return "vocab"
+    if name.startswith("_scaled_dot_product") and first is not None and first[0] == 1:
+        return "heads"
+    if name == "bmm" and first is not None and first[0] == 0:
+        weighted = any(value in parameters for value in op.inputs)
+        return "experts" if weighted else "heads"
+    return "inner"

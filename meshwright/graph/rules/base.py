@@ -1,0 +1,187 @@
+"""Index rules: which factors an operator's dims are made of, and what sharding each does.
+
+A rule writes every dim of every operand and result as a product of *factors*, outermost first.
+Sharding a factor means: each rank gets its block of that factor in every tensor that has it, runs
+the operator on what it got, and
+
+* a result that has the factor comes out sharded along it;
+* a result listed in the factor's ``partial_results`` comes out as a partial sum (or maximum);
+* any other result comes out whole and equal on every rank.
+
+A ``fixed`` factor cannot be sharded this way. Dims of size 1 have no factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from meshwright.graph.opgraph import Op, TensorSpec
+
+__all__ = [
+    "DimFactors",
+    "LocalArgKind",
+    "LocalArgument",
+    "OpFactor",
+    "OpRule",
+    "RuleFunction",
+    "Variant",
+    "einsum_rule",
+]
+
+DimFactors = tuple[tuple[int, ...], ...]
+"""For each dim the indices of its factors, outermost first."""
+
+
+class Variant(StrEnum):
+    """How the local operator differs when the factor is sharded."""
+
+    NONE = ""
+    """The same operator on the local tensors."""
+    OFFSET = "offset"
+    """Indices count from this rank's first row; others' rows are masked."""
+    REDUCE_INSIDE = "reduce_inside"
+    """Needs collectives in the middle of the operator: an expansion replaces it."""
+
+
+class LocalArgKind(StrEnum):
+    """Where a size written into an operator's arguments comes from on a rank."""
+
+    SHAPE = "shape"
+    """The local shape of the result."""
+    SIZE = "size"
+    """One dim of the local shape of the result (or operand)."""
+    SPLIT_SIZES = "split_sizes"
+    """For each result its local size along a dim."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalArgument:
+    """``args[position]`` is replaced by a local size of kind ``kind``."""
+
+    position: int
+    kind: LocalArgKind
+    tensor: int = 0
+    """Result number, or ``-1 - n`` for operand n."""
+    dim: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpFactor:
+    """One factor of an operator's index space."""
+
+    size: int
+    fixed: bool = False
+    partial_results: frozenset[int] = frozenset()
+    """Results that hold only a part once the factor is sharded."""
+    reduction: str = "sum"
+    """``sum`` or ``max``: what makes the parts whole."""
+    variant: Variant = Variant.NONE
+    averaged: bool = False
+    """The local operator divides by the local size (a mean): its result must be scaled by
+    local size / full size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpRule:
+    """The rule of one operator at its shapes."""
+
+    factors: tuple[OpFactor, ...]
+    operands: tuple[DimFactors, ...]
+    """One for each value in ``Op.inputs``."""
+    results: tuple[DimFactors, ...]
+    """One for each entry of ``Op.outputs``."""
+    linear: tuple[frozenset[int], ...] = ()
+    """Sets of operands in which the operator is jointly linear: partial sums in exactly one of
+    these sets give partial sums in every result."""
+    additive: frozenset[int] = frozenset()
+    """Operands added to a contraction (a bias): when a contracted factor is sharded only one rank
+    may add them."""
+    ignored: frozenset[int] = frozenset()
+    """Operands whose values the operator does not read."""
+    local_arguments: tuple[LocalArgument, ...] = ()
+    random: bool = False
+    is_view: bool = False
+    """The result shares the operand's storage and costs nothing."""
+
+
+RuleFunction = Callable[[Op, Sequence[TensorSpec], Sequence[TensorSpec | None]], OpRule | None]
+"""From the operator, the specs of ``op.inputs`` and of ``op.outputs`` to its rule."""
+
+
+def einsum_rule(
+    equation: str,
+    operands: Sequence[TensorSpec],
+    results: Sequence[TensorSpec | None],
+    *,
+    fixed: str = "",
+    partial: dict[str, frozenset[int]] | None = None,
+    variants: dict[str, Variant] | None = None,
+    averaged: str = "",
+    linear: tuple[frozenset[int], ...] = (),
+    additive: frozenset[int] = frozenset(),
+    ignored: frozenset[int] = frozenset(),
+    local_arguments: tuple[LocalArgument, ...] = (),
+    random: bool = False,
+    is_view: bool = False,
+) -> OpRule:
+    """Rule from an index equation, one letter a dim: ``"mk,kn->mn"``; ``"."`` is a dim without factor.
+
+    A letter missing in a result makes that result partial, unless ``partial`` says which results
+    are. Dims of size 1 lose their factor; a letter takes the largest size it meets, so a
+    broadcast operand simply lacks it.
+    """
+    left, right = equation.split("->")
+    operand_names = left.split(",") if left else []
+    result_names = right.split(",")
+    size_of: dict[str, int] = {}
+    tensors = [*zip(operand_names, operands, strict=True), *zip(result_names, results, strict=True)]
+    for names, spec in tensors:
+        if spec is None:
+            continue
+        assert len(names) == len(spec.shape), f"{equation}: {names} against shape {spec.shape}"
+        for name, size in zip(names, spec.shape, strict=True):
+            if name != "." and size > 1:
+                assert size_of.get(name, size) == size, f"{equation}: {name} is {size_of[name]} and {size}"
+                size_of[name] = size
+    index_of = {name: index for index, name in enumerate(size_of)}
+
+    def dims(names: str, spec: TensorSpec | None) -> DimFactors:
+        if spec is None:
+            return ()
+        return tuple(
+            (index_of[name],) if name != "." and size > 1 else ()
+            for name, size in zip(names, spec.shape, strict=True)
+        )
+
+    given = partial or {}
+    present = [spec is not None for spec in results]
+    factors = tuple(
+        OpFactor(
+            size=size,
+            fixed=name in fixed,
+            partial_results=given.get(
+                name,
+                frozenset(
+                    position
+                    for position, names in enumerate(result_names)
+                    if present[position] and name not in names
+                ),
+            ),
+            variant=(variants or {}).get(name, Variant.NONE),
+            averaged=name in averaged,
+        )
+        for name, size in size_of.items()
+    )
+    return OpRule(
+        factors=factors,
+        operands=tuple(dims(names, spec) for names, spec in zip(operand_names, operands, strict=True)),
+        results=tuple(dims(names, spec) for names, spec in zip(result_names, results, strict=True)),
+        linear=linear,
+        additive=additive,
+        ignored=ignored,
+        local_arguments=local_arguments,
+        random=random,
+        is_view=is_view,
+    )

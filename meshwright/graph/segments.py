@@ -1,0 +1,259 @@
+"""Segments: where the program is cut into pieces, and which pieces are equal.
+
+The forward program is cut where few activations cross. A run of operators with more than
+``_MAX_HEAVY`` heavy operators (products, convolutions, attention, embeddings) is cut at every
+position where the number of crossing tensors is least, again and again; light pieces join the
+heavy piece after them. Values that depend on no parameter (masks, positions) do not count as
+crossing, since every piece can compute them for itself. Backward operators belong to the segment
+of their forward operator. Equal segments (same operators, shapes and wiring) form a class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+
+from meshwright.graph.opgraph import Arg, InputRole, Literal, Op, OpGraph, Phase, Ref
+from meshwright.graph.rules.base import OpRule
+
+__all__ = ["Segment", "Segmentation", "find_segments"]
+
+_MAX_HEAVY = 8
+_HEAVY_NAMES = frozenset(
+    {"mm", "addmm", "bmm", "baddbmm", "mv", "convolution", "embedding"}
+    | {"_scaled_dot_product_flash_attention_for_cpu"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A run of forward operators and the backward operators that belong to them."""
+
+    index: int
+    segment_class: int
+    name: str
+    """Common module path of its operators, for the reader."""
+    forward_ops: tuple[int, ...]
+    backward_ops: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segmentation:
+    """The segments of a graph, in execution order."""
+
+    segments: tuple[Segment, ...]
+    segment_of_op: tuple[int, ...]
+    """For each operator its segment; -1 for operators that depend on no parameter, which any
+    segment computes for itself."""
+
+    @property
+    def num_classes(self) -> int:
+        """Distinct segments."""
+        return 1 + max((segment.segment_class for segment in self.segments), default=-1)
+
+    def representatives(self) -> tuple[Segment, ...]:
+        """The first segment of each class, by class number."""
+        first: dict[int, Segment] = {}
+        for segment in self.segments:
+            first.setdefault(segment.segment_class, segment)
+        return tuple(first[number] for number in sorted(first))
+
+    def multiplicity(self) -> tuple[int, ...]:
+        """How many segments each class has."""
+        counts = Counter(segment.segment_class for segment in self.segments)
+        return tuple(counts[number] for number in sorted(counts))
+
+
+def find_segments(graph: OpGraph, rules: tuple[OpRule, ...]) -> Segmentation:
+    """Cut ``graph`` into segments and fold equal ones."""
+    free = _parameter_free_values(graph)
+    main = [
+        op.index
+        for op in graph.ops
+        if op.phase == Phase.FORWARD and not all(value in free for value in op.results)
+    ]
+    if not main:
+        return Segmentation(segments=(), segment_of_op=(-1,) * len(graph.ops))
+    crossing = _crossing_counts(graph, rules, main, free)
+    heavy = [_is_heavy(graph.ops[index]) for index in main]
+    cuts = _join_light(sorted(_cut(0, len(main), crossing, heavy)), heavy)
+    segment_of_op = [-1] * len(graph.ops)
+    bounds = [0, *cuts, len(main)]
+    for number, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for position in range(start, stop):
+            segment_of_op[main[position]] = number
+    _assign_backward(graph, segment_of_op, free)
+    return _folded(graph, segment_of_op, len(bounds) - 1)
+
+
+def _parameter_free_values(graph: OpGraph) -> set[int]:
+    """Values computed from data, buffers and constants alone, without randomness."""
+    free = {item.value for item in graph.inputs if item.role != InputRole.PARAMETER}
+    updated = {output.value for output in graph.outputs if output.role == "buffer_update"}
+    for op in graph.ops:
+        if op.phase == Phase.FORWARD and all(value in free for value in op.inputs):
+            free.update(value for value in op.results if value not in updated)
+    return free
+
+
+def _crossing_counts(
+    graph: OpGraph, rules: tuple[OpRule, ...], main: list[int], free: set[int]
+) -> list[int]:
+    """For each position p the number of tensors made before ``main[p]`` and read at or after it.
+
+    A view counts as the tensor it looks at.
+    """
+    parameters = {item.value for item in graph.parameters}
+    root: dict[int, int] = {}
+    born: dict[int, int] = {}
+    last_use: dict[int, int] = {}
+    for position, index in enumerate(main):
+        op = graph.ops[index]
+        for value in op.inputs:
+            if value in root:
+                last_use[root[value]] = position
+        from_parameters = all(value in parameters or value in free for value in op.inputs)
+        for value in op.results:
+            if rules[index].is_view and op.inputs and op.inputs[0] in root:
+                root[value] = root[op.inputs[0]]
+            elif rules[index].is_view and from_parameters:
+                parameters.add(value)
+            else:
+                root[value] = value
+                born[value] = position
+    for output in graph.outputs:
+        if output.value in root and output.role in {"loss", "output"}:
+            last_use[root[output.value]] = len(main)
+    change = [0] * (len(main) + 2)
+    for value, start in born.items():
+        stop = last_use.get(value, start)
+        change[start + 1] += 1
+        change[stop + 1] -= 1
+    counts, running = [], 0
+    for position in range(len(main) + 1):
+        running += change[position]
+        counts.append(running)
+    return counts
+
+
+def _is_heavy(op: Op) -> bool:
+    return op.target.split(".")[1] in _HEAVY_NAMES
+
+
+def _cut(start: int, stop: int, crossing: list[int], heavy: list[bool]) -> set[int]:
+    """Cut positions strictly inside ``start..stop``."""
+    cuts: set[int] = set()
+    pending = [(start, stop)]
+    while pending:
+        first, last = pending.pop()
+        if sum(heavy[first:last]) <= _MAX_HEAVY or last - first < 2:
+            continue
+        least = min(crossing[first + 1 : last])
+        here = [p for p in range(first + 1, last) if crossing[p] == least]
+        cuts.update(here)
+        bounds = [first, *here, last]
+        pending += list(zip(bounds, bounds[1:], strict=False))
+    return cuts
+
+
+def _join_light(cuts: list[int], heavy: list[bool]) -> list[int]:
+    """Drop cuts so that every piece has a heavy operator.
+
+    A light piece joins the piece after it, the last ones the piece before.
+    """
+    kept: list[int] = []
+    start = 0
+    for cut in cuts:
+        if any(heavy[start:cut]):
+            kept.append(cut)
+            start = cut
+    if kept and not any(heavy[kept[-1] :]):
+        kept.pop()
+    return kept
+
+
+def _assign_backward(graph: OpGraph, segment_of_op: list[int], free: set[int]) -> None:
+    """Backward operators go where their forward operator is, sums of gradients where the last
+    of their operands is made.
+    """
+    maker: dict[int, int] = {}
+    last = max(segment_of_op)
+    for op in graph.ops:
+        if op.phase == Phase.FORWARD:
+            for value in op.results:
+                maker[value] = segment_of_op[op.index]
+            continue
+        forward = -1 if op.forward_op is None else segment_of_op[op.forward_op]
+        if forward < 0:
+            gradients = [maker[v] for v in op.inputs if v in maker and v not in free]
+            forward = min((number for number in gradients if number >= 0), default=last)
+        segment_of_op[op.index] = forward
+        for value in op.results:
+            maker[value] = forward
+
+
+def _folded(graph: OpGraph, segment_of_op: list[int], num_segments: int) -> Segmentation:
+    forward: list[list[int]] = [[] for _ in range(num_segments)]
+    backward: list[list[int]] = [[] for _ in range(num_segments)]
+    for op in graph.ops:
+        if segment_of_op[op.index] >= 0:
+            side = forward if op.phase == Phase.FORWARD else backward
+            side[segment_of_op[op.index]].append(op.index)
+    classes: dict[str, int] = {}
+    segments: list[Segment] = []
+    for number in range(num_segments):
+        digest = _digest(graph, forward[number], backward[number])
+        segments.append(
+            Segment(
+                index=number,
+                segment_class=classes.setdefault(digest, len(classes)),
+                name=_common_path([graph.ops[index].module_path for index in forward[number]]),
+                forward_ops=tuple(forward[number]),
+                backward_ops=tuple(backward[number]),
+            )
+        )
+    return Segmentation(segments=tuple(segments), segment_of_op=tuple(segment_of_op))
+
+
+def _digest(graph: OpGraph, forward: list[int], backward: list[int]) -> str:
+    """Equal for equal pieces: operators, arguments, wiring and shapes, no names."""
+    number: dict[int, int] = {}
+    role = {item.value: item.role.value for item in graph.inputs}
+
+    def text(arg: Arg) -> str:
+        if isinstance(arg, Ref):
+            known = arg.value in number
+            index = number.setdefault(arg.value, len(number))
+            spec = graph.values[arg.value]
+            kind = role.get(arg.value, "")
+            return f"%{index}" if known else f"%{index}:{kind}{spec.shape}{spec.dtype}"
+        if isinstance(arg, tuple):
+            return "(" + ",".join(text(item) for item in arg) + ")"
+        if isinstance(arg, Literal):
+            return f"{arg.kind}:{arg.name}"
+        return repr(arg)
+
+    digest = hashlib.sha256()
+    for index in (*forward, *backward):
+        op = graph.ops[index]
+        kwargs = ",".join(f"{name}={text(arg)}" for name, arg in op.kwargs)
+        line = f"{op.target}{text(op.args)}{kwargs}"
+        for value in op.results:
+            number.setdefault(value, len(number))
+            line += f"->{graph.values[value].shape}{graph.values[value].dtype}"
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def _common_path(paths: list[str]) -> str:
+    parts = [path.split(".") for path in paths if path]
+    if not parts:
+        return ""
+    common = parts[0]
+    for path in parts[1:]:
+        length = 0
+        while length < min(len(common), len(path)) and common[length] == path[length]:
+            length += 1
+        common = common[:length]
+    return ".".join(common)

@@ -1,0 +1,309 @@
+"""ParallelPlan: the narrow waist between what decides and what executes.
+
+A plan names a mesh, cuts the segments of the graph into stages, and says for each class of equal
+segments which dimension classes each mesh axis shards, how much the segment recomputes and which
+ZeRO stage its parameters use. From that and the factor rules follows the placement of every
+tensor; nothing in a plan depends on module names.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from meshwright.strict_json import FieldError
+
+__all__ = [
+    "AXIS_NAMES",
+    "SCHEMA_VERSION",
+    "SOURCES",
+    "CommunicationOptions",
+    "GraphReference",
+    "JobSpec",
+    "Mesh",
+    "OptimizerName",
+    "OptimizerSpec",
+    "ParallelPlan",
+    "Precision",
+    "Prediction",
+    "Provenance",
+    "Recompute",
+    "ScheduleName",
+    "SegmentPlan",
+    "Stage",
+]
+
+SCHEMA_VERSION = 1
+
+AXIS_NAMES = ("dp_replicate", "dp_shard", "cp", "ep", "tp")
+"""Mesh axes inside a stage, outermost first: neighbouring devices differ in ``tp``. ``pp`` is the
+axis of stages and lies outside them. Device order inside a stage is row-major over these axes."""
+
+
+SOURCES = ("measured", "learned", "analytic")
+"""Where an estimate may come from."""
+
+_Count = Annotated[int, Meta(ge=1)]
+_Index = Annotated[int, Meta(ge=0)]
+_Amount = Annotated[float, Meta(ge=0)]
+_Decay = Annotated[float, Meta(ge=0, lt=1)]
+
+
+class Precision(StrEnum):
+    """Element type of parameters and activations.
+
+    ``bf16`` and ``fp16`` keep an fp32 master copy and fp32 optimizer state.
+    """
+
+    FP64 = "fp64"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class OptimizerName(StrEnum):
+    """Optimizers the runtime can step."""
+
+    ADAMW = "adamw"
+    SGD = "sgd"
+
+
+class Recompute(StrEnum):
+    """What the backward pass computes again instead of keeping."""
+
+    NONE = "none"
+    SELECTIVE = "selective"
+    """Keep the results of matrix products, convolutions and attention; recompute the rest."""
+    FULL = "full"
+    """Keep only what enters the segment."""
+
+
+class ScheduleName(StrEnum):
+    """Order of micro-batches on the stages of a pipeline."""
+
+    GPIPE = "gpipe"
+    ONE_F_ONE_B = "1f1b"
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of a plan: immutable, strict about unknown keys, within the bounds of its fields.
+
+    msgspec checks the bounds (``Meta``) when it reads a file; ``__post_init__`` checks the same
+    ones when a part is made in Python. ``FieldError``, a ``ValueError``, says which field is out.
+    """
+
+    def __post_init__(self) -> None:
+        for key, bounds in _bounds(type(self)):
+            value = getattr(self, key)
+            if value is None:
+                continue
+            # Negated, so that a NaN is out of bounds.
+            if bounds.ge is not None and not value >= bounds.ge:
+                raise FieldError(key, f"must be at least {bounds.ge}, got {value!r}")
+            if bounds.le is not None and not value <= bounds.le:
+                raise FieldError(key, f"must be at most {bounds.le}, got {value!r}")
+            if bounds.lt is not None and not value < bounds.lt:
+                raise FieldError(key, f"must be less than {bounds.lt}, got {value!r}")
+
+
+@functools.cache
+def _bounds(part: type[_Part]) -> tuple[tuple[str, Meta], ...]:
+    """The bounded fields of ``part``; an optional field is bounded where it is given."""
+    found: list[tuple[str, Meta]] = []
+    for key, hint in typing.get_type_hints(part, include_extras=True).items():
+        for choice in (hint, *typing.get_args(hint)):
+            metadata = getattr(choice, "__metadata__", ())
+            found.extend((key, item) for item in metadata if isinstance(item, Meta))
+    return tuple(found)
+
+
+class Mesh(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many devices lie along each axis."""
+
+    pp: _Count = 1
+    dp_replicate: _Count = 1
+    dp_shard: _Count = 1
+    cp: _Count = 1
+    ep: _Count = 1
+    tp: _Count = 1
+
+    @property
+    def stage_shape(self) -> tuple[int, ...]:
+        """Sizes of ``AXIS_NAMES``."""
+        return (self.dp_replicate, self.dp_shard, self.cp, self.ep, self.tp)
+
+    @property
+    def num_devices_per_stage(self) -> int:
+        """Devices of one stage."""
+        return self.dp_replicate * self.dp_shard * self.cp * self.ep * self.tp
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of the whole plan."""
+        return self.pp * self.num_devices_per_stage
+
+    @property
+    def data_parallel(self) -> int:
+        """Ways the batch is split outside expert segments."""
+        return self.dp_replicate * self.dp_shard * self.ep
+
+
+class Stage(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A contiguous run of segments on a run of devices."""
+
+    first_segment: _Index
+    last_segment: _Index
+    """Inclusive."""
+    first_device: _Index
+    num_devices: _Count
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.last_segment < self.first_segment:
+            raise FieldError(
+                "last_segment",
+                f"is {self.last_segment}, before first_segment {self.first_segment}",
+            )
+
+    @property
+    def num_segments(self) -> int:
+        """Segments of the stage, at least 1."""
+        return self.last_segment - self.first_segment + 1
+
+    @property
+    def devices(self) -> range:
+        """Device numbers of the stage."""
+        return range(self.first_device, self.first_device + self.num_devices)
+
+
+class SegmentPlan(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every segment of one class does."""
+
+    segment_class: _Index
+    name: str
+    """Module path of the first such segment, for the reader only."""
+    shard: dict[str, list[str]]
+    """Mesh axis to labels of dimension classes, most wanted first: on each axis an operator is
+    sharded along the first of these classes it has a dimension of."""
+    zero_stage: Annotated[int, Meta(ge=0, le=3)] = 0
+    """0 replicate, 1 shard optimizer state, 2 also gradients, 3 also parameters; over
+    ``dp_shard``."""
+    recompute: Recompute = Recompute.NONE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for axis, labels in self.shard.items():
+            if axis not in AXIS_NAMES:
+                known = ", ".join(AXIS_NAMES)
+                raise FieldError("shard", f"has the unknown axis {axis!r}; known axes: {known}")
+            if len(set(labels)) < len(labels) or "" in labels:
+                raise FieldError(f"shard.{axis}", f"has an empty label or one twice: {labels}")
+
+
+class OptimizerSpec(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The optimizer and its constants, in ``torch.optim``'s words."""
+
+    name: OptimizerName = OptimizerName.ADAMW
+    learning_rate: _Amount = 1e-3
+    weight_decay: _Amount = 0.01
+    beta1: _Decay = 0.9
+    beta2: _Decay = 0.999
+    epsilon: _Amount = 1e-8
+    momentum: _Amount = 0.0
+    """SGD only."""
+
+
+class JobSpec(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the user wants computed, whatever the plan."""
+
+    global_batch: _Count
+    seq_len: _Count | None = None
+    """Tokens per sequence; ``None`` where the model has its own input shape."""
+    precision: Precision = Precision.FP32
+    optimizer: OptimizerSpec = OptimizerSpec()
+
+
+class CommunicationOptions(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How collectives are merged."""
+
+    bucket_bytes: _Count = 25 * 2**20
+    """Gradients are reduced in buckets of about this size."""
+
+
+class GraphReference(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which program the plan is for."""
+
+    reference: str
+    """As the user named it: ``"gpt3-175b"``, ``"package.module:callable"``, a directory."""
+    graph_sha256: str
+    """Of the canonical form, which holds no names."""
+    num_parameters: _Index
+    num_segments: _Count
+
+
+class Prediction(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the cost model expects of the plan."""
+
+    step_time_s: _Amount
+    step_time_interval_s: tuple[_Amount, _Amount]
+    """Interval the step time should fall into; for an analytic estimate a stated margin."""
+    peak_memory_bytes: _Index
+    memory_capacity_bytes: _Index
+    fits: bool
+    mfu: _Amount
+    tokens_per_s: _Amount | None = None
+    samples_per_s: _Amount
+    source: list[str]
+    """Any of ``measured``, ``learned``, ``analytic``."""
+    breakdown: dict[str, float]
+    """Seconds of the step by cause (``compute``, ``tp_communication``, ``bubble``...); they sum
+    to ``step_time_s``."""
+    memory_breakdown: dict[str, int]
+    """Bytes on the fullest device by cause; they sum to ``peak_memory_bytes``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low_s, high_s = self.step_time_interval_s
+        if not low_s <= high_s:
+            raise FieldError("step_time_interval_s", f"must rise, got {low_s!r} to {high_s!r}")
+        unknown = sorted(set(self.source) - set(SOURCES))
+        if unknown:
+            known = ", ".join(SOURCES)
+            raise FieldError("source", f"has the unknown source {unknown[0]!r}; known: {known}")
+
+
+class Provenance(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the plan came from."""
+
+    meshwright_version: str
+    solver: str
+    """Name of the rule or solver that proposed it."""
+    level: str
+    """``O1``, ``O2`` or ``manual``."""
+    seed: int = 0
+    torch_version: str = ""
+    created_utc: str = ""
+
+
+class ParallelPlan(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A complete decision, ready to validate and run."""
+
+    schema_version: int = SCHEMA_VERSION
+    model: GraphReference
+    cluster: str
+    """Shorthand or path the user gave."""
+    job: JobSpec
+    mesh: Mesh
+    num_microbatches: _Count = 1
+    schedule: ScheduleName = ScheduleName.ONE_F_ONE_B
+    stages: list[Stage]
+    segments: list[SegmentPlan]
+    """One for each segment class, by ``segment_class``."""
+    communication: CommunicationOptions = CommunicationOptions()
+    prediction: Prediction | None = None
+    provenance: Provenance

@@ -1,0 +1,466 @@
+"""The sharded graph: every operator's sharding and every redistribution, for one plan.
+
+A pass in execution order. On each mesh axis an operator is sharded along the first dimension class
+its segment wants on that axis and the operator can be sharded along. From the choice follow the
+layouts its operands must have; where a value has another layout, a redistribution is put before the
+operator. Partial sums are carried through linear operators and reduced where first needed whole, so
+that the three gradients of q, k and v meet before one all-reduce.
+
+The same pass serves the cost model, which prices the nodes, and the lowering, which emits them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from meshwright.errors import PlanRefused
+from meshwright.graph.dimensions import BATCH, SEQUENCE, DimensionLabels
+from meshwright.graph.factors import FactorAnalysis, LeafFactor
+from meshwright.graph.opgraph import GraphOutput, InputRole, Op, OutputRole, Phase
+from meshwright.graph.rules.base import Variant
+from meshwright.graph.segments import Segmentation
+from meshwright.spmd.layout import ALL_AXES, MICRO, Layout
+from meshwright.spmd.redistribute import Step, communicates_over_micro, plan_steps
+
+__all__ = ["ConvertNode", "Node", "OpNode", "ShardedGraph", "ShardedPhase", "shard_graph"]
+
+
+class ShardedPhase(StrEnum):
+    """Which function of a stage a node belongs to."""
+
+    PROLOGUE = "prologue"
+    FORWARD = "forward"
+    BACKWARD = "backward"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpNode:
+    """One operator on local tensors."""
+
+    op: int
+    choice: tuple[tuple[str, int], ...]
+    """``(axis, leaf factor)`` for every axis that shards the operator."""
+    operands: tuple[int, ...]
+    """Sharded values, in the order of ``Op.inputs``."""
+    results: tuple[int | None, ...]
+    segment: int
+    """-1: depends on no parameter; every segment computes it for itself."""
+    phase: ShardedPhase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertNode:
+    """One redistribution."""
+
+    source: int
+    result: int
+    steps: tuple[Step, ...]
+    segment: int
+    phase: ShardedPhase
+
+
+Node = OpNode | ConvertNode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardedGraph:
+    """All nodes in execution order; values are numbered anew, one for each layout a value takes."""
+
+    analysis: FactorAnalysis
+    segmentation: Segmentation
+    axis_sizes: dict[str, int]
+    graph_value: tuple[int, ...]
+    """For each sharded value the graph's value."""
+    layouts: tuple[Layout, ...]
+    nodes: tuple[Node, ...]
+    producer: tuple[int, ...]
+    """For each sharded value its node; -1 for inputs."""
+    inputs: dict[int, int]
+    """Graph input value to sharded value."""
+    prologue_inputs: dict[int, int]
+    """The same for inputs the prologue reads whole, over all micro-batches."""
+    outputs: tuple[tuple[int, ...], ...]
+    """For each graph output its sharded value, in the layout it leaves in; a gradient has one for
+    each use of its parameter (the terms of its sum, so that stages can hold them apart)."""
+
+
+def shard_graph(
+    analysis: FactorAnalysis,
+    segmentation: Segmentation,
+    labels: DimensionLabels,
+    *,
+    shards: Sequence[Mapping[str, Sequence[str]]],
+    axis_sizes: Mapping[str, int],
+) -> ShardedGraph:
+    """Choose every operator's sharding and place the redistributions.
+
+    Args:
+        analysis: rules and classes of the graph.
+        segmentation: its segments.
+        labels: what the classes are called in each segment.
+        shards: for each segment class, mesh axis to wanted labels, most wanted first.
+        axis_sizes: devices along each mesh axis, and ``micro``: the number of micro-batches.
+
+    Raises:
+        PlanRefused: a label is unknown, or the loss is not a sum over micro-batches.
+    """
+    return _Pass(analysis, segmentation, labels, shards, axis_sizes).run()
+
+
+class _Pass:
+    """The state of one pass: what each value's current sharded value is."""
+
+    def __init__(
+        self,
+        analysis: FactorAnalysis,
+        segmentation: Segmentation,
+        labels: DimensionLabels,
+        shards: Sequence[Mapping[str, Sequence[str]]],
+        axis_sizes: Mapping[str, int],
+    ) -> None:
+        self.analysis = analysis
+        self.graph = analysis.graph
+        self.segmentation = segmentation
+        self.axis_sizes = {axis: axis_sizes.get(axis, 1) for axis in ALL_AXES}
+        self.axes = tuple(axis for axis in ALL_AXES if self.axis_sizes[axis] > 1)
+        self.graph_value: list[int] = []
+        self.layouts: list[Layout] = []
+        self.producer: list[int] = []
+        self.nodes: list[Node] = []
+        self.current: dict[int, int] = {}
+        self.whole: dict[int, int] = {}
+        """Prologue versions of values: not cut into micro-batches."""
+        self.inputs: dict[int, int] = {}
+        self.prologue_inputs: dict[int, int] = {}
+        self.converted: dict[tuple[int, Layout, int, ShardedPhase], int] = {}
+        self.waiting_parameters = {item.value for item in self.graph.parameters}
+        self.parameter_values = {item.name: item.value for item in self.graph.parameters}
+        self.uses = Counter(value for op in self.graph.ops for value in op.inputs)
+        self.uses.update(output.value for output in self.graph.outputs)
+        self.makers = {value: op for op in self.graph.ops for value in op.results}
+        self.wanted = [
+            self._classes_of(segment.segment_class, names, shards)
+            for segment, names in zip(segmentation.segments, labels.by_segment, strict=True)
+        ]
+        free: dict[str, list[int]] = {}
+        for axis in self.axes:
+            if axis in {"dp_replicate", "dp_shard", "ep", MICRO} and labels.batch is not None:
+                free[axis] = [labels.batch]
+            elif axis == "cp" and labels.sequence is not None:
+                free[axis] = [labels.sequence]
+        self.wanted_free = free
+        self.depends_on_data = {item.value for item in self.graph.inputs_of(InputRole.DATA)}
+
+    def _classes_of(
+        self,
+        segment_class: int,
+        names: Mapping[str, int],
+        shards: Sequence[Mapping[str, Sequence[str]]],
+    ) -> dict[str, list[int]]:
+        wanted: dict[str, list[int]] = {}
+        for axis in self.axes:
+            listed = [BATCH] if axis == MICRO else shards[segment_class].get(axis, ())
+            known = []
+            for label in listed:
+                if label in names:
+                    known.append(names[label])
+                elif label not in {BATCH, SEQUENCE}:
+                    raise PlanRefused(
+                        f"segment class {segment_class}: axis {axis} shards unknown dimension "
+                        f"class {label!r}; it has {', '.join(sorted(names))}"
+                    )
+            wanted[axis] = known
+        return wanted
+
+    def run(self) -> ShardedGraph:
+        for item in self.graph.inputs:
+            if item.role == InputRole.DATA:
+                self.inputs[item.value] = self._new(item.value, self._data_layout(item.value), -1)
+            elif item.role != InputRole.PARAMETER:
+                self.inputs[item.value] = self._new(item.value, Layout(), -1)
+        self.current.update(self.inputs)
+        for op in self.graph.ops:
+            segment = self.segmentation.segment_of_op[op.index]
+            if segment < 0:
+                self._visit_free(op)
+            else:
+                phase = (
+                    ShardedPhase.FORWARD if op.phase == Phase.FORWARD else ShardedPhase.BACKWARD
+                )
+                self._visit(op, segment, phase, self.wanted[segment])
+        outputs = tuple(self._finish(output) for output in self.graph.outputs)
+        for value in sorted(self.waiting_parameters):
+            self.inputs[value] = self._new(value, Layout(), -1)
+        return ShardedGraph(
+            analysis=self.analysis,
+            segmentation=self.segmentation,
+            axis_sizes=self.axis_sizes,
+            graph_value=tuple(self.graph_value),
+            layouts=tuple(self.layouts),
+            nodes=tuple(self.nodes),
+            producer=tuple(self.producer),
+            inputs=self.inputs,
+            prologue_inputs=self.prologue_inputs,
+            outputs=outputs,
+        )
+
+    def _new(self, value: int, layout: Layout, producer: int) -> int:
+        self.graph_value.append(value)
+        self.layouts.append(layout)
+        self.producer.append(producer)
+        return len(self.layouts) - 1
+
+    def _data_layout(self, value: int) -> Layout:
+        shards: dict[tuple[int, int], list[str]] = {}
+        for axis, classes in self.wanted_free.items():
+            for dim, leaves in enumerate(self.analysis.value_dims[value]):
+                for position, leaf in enumerate(leaves):
+                    if leaf in classes:
+                        shards.setdefault((dim, position), []).append(axis)
+        return Layout.of(shards, {})
+
+    # Operators ---------------------------------------------------------------------------------
+
+    def _visit_free(self, op: Op) -> None:
+        """An operator that depends on no parameter.
+
+        What sums over micro-batches is computed in the prologue on the rank's whole batch; so is
+        what depends on no data.
+        """
+        if any(value in self.depends_on_data for value in op.inputs):
+            self.depends_on_data.update(op.results)
+        choice = self._choose(op, self.wanted_free)
+        factors = self.analysis.leaf_factors[op.index]
+        micro = choice.get(MICRO)
+        if micro is not None and factors[micro].partial_results:
+            self._visit_whole(op)
+        elif micro is None and not any(value in self.depends_on_data for value in op.inputs):
+            self._visit(op, -1, ShardedPhase.PROLOGUE, self.wanted_free)
+        else:
+            self._visit(op, -1, ShardedPhase.FORWARD, self.wanted_free)
+
+    def _visit_whole(self, op: Op) -> None:
+        wanted = {axis: c for axis, c in self.wanted_free.items() if axis != MICRO}
+        for value in op.inputs:
+            self._make_whole(value)
+        kept = self.current
+        self.current = self.whole
+        self._visit(op, -1, ShardedPhase.PROLOGUE, wanted)
+        self.current = kept
+
+    def _make_whole(self, value: int) -> None:
+        """A version of ``value`` that is not cut into micro-batches."""
+        if value in self.whole:
+            return
+        if value in self.current and value not in self.depends_on_data:
+            self.whole[value] = self.current[value]
+            return
+        if value in self.inputs:
+            layout = self.layouts[self.inputs[value]]
+            if MICRO not in layout.sharding_axes:
+                self.whole[value] = self.inputs[value]
+                return
+            self.whole[value] = self._new(value, layout.without(MICRO), -1)
+            self.prologue_inputs[value] = self.whole[value]
+            return
+        self._visit_whole(self.makers[value])
+
+    def _visit(
+        self, op: Op, segment: int, phase: ShardedPhase, wanted: Mapping[str, Sequence[int]]
+    ) -> None:
+        choice = self._choose(op, wanted)
+        carried = self._carried_partials(op, choice)
+        factors = self.analysis.leaf_factors[op.index]
+        rule = self.analysis.rules[op.index]
+        operands = []
+        for position, value in enumerate(op.inputs):
+            shards: dict[tuple[int, int], list[str]] = {}
+            partial = {axis: "sum" for axis, where in carried.items() if position in where}
+            for axis, index in choice.items():
+                place = factors[index].operands[position]
+                if place is not None:
+                    shards.setdefault(place, []).append(axis)
+                elif position in rule.additive and factors[index].partial_results:
+                    partial[axis] = "sum"
+            if value in self.waiting_parameters:
+                self.waiting_parameters.discard(value)
+                stored = Layout.of({p: [a for a in x if a != MICRO] for p, x in shards.items()}, {})
+                self.inputs[value] = self.current[value] = self._new(value, stored, -1)
+            if position in rule.ignored:
+                operands.append(self._current(value))
+            else:
+                operands.append(
+                    self._convert(value, Layout.of(shards, partial), segment, phase, op)
+                )
+        results = tuple(
+            None if value is None else self._result(value, number, factors, choice, carried)
+            for number, value in enumerate(op.outputs)
+        )
+        self.nodes.append(
+            OpNode(
+                op=op.index,
+                choice=tuple(choice.items()),
+                operands=tuple(operands),
+                results=results,
+                segment=segment,
+                phase=phase,
+            )
+        )
+
+    def _result(
+        self,
+        value: int,
+        number: int,
+        factors: tuple[LeafFactor, ...],
+        choice: Mapping[str, int],
+        carried: Mapping[str, frozenset[int]],
+    ) -> int:
+        shards: dict[tuple[int, int], list[str]] = {}
+        partial = dict.fromkeys(carried, "sum")
+        for axis, index in choice.items():
+            place = factors[index].results[number]
+            if place is not None:
+                shards.setdefault(place, []).append(axis)
+            elif number in factors[index].partial_results:
+                partial[axis] = factors[index].reduction
+        self.current[value] = self._new(value, Layout.of(shards, partial), len(self.nodes))
+        return self.current[value]
+
+    def _choose(self, op: Op, wanted: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """For each axis the leaf factor it shards."""
+        factors = self.analysis.leaf_factors[op.index]
+        left = [factor.size for factor in factors]
+        choice: dict[str, int] = {}
+        for axis in self.axes:
+            ways = self.axis_sizes[axis]
+            for dimension_class in wanted.get(axis, ()):
+                able = [
+                    index
+                    for index, factor in enumerate(factors)
+                    if factor.dimension_class == dimension_class
+                    and not factor.fixed
+                    and left[index] % ways == 0
+                    and not (axis == MICRO and factor.variant == Variant.REDUCE_INSIDE)
+                ]
+                if able:
+                    best = min(able, key=lambda index: (bool(factors[index].partial_results), index))
+                    choice[axis] = best
+                    left[best] //= ways
+                    break
+        return choice
+
+    def _carried_partials(self, op: Op, choice: Mapping[str, int]) -> dict[str, frozenset[int]]:
+        """Axes over which partial operands stay partial through ``op``, and those operands."""
+        rule = self.analysis.rules[op.index]
+        if not rule.linear:
+            return {}
+        spread: dict[str, set[int]] = {}
+        for position, value in enumerate(op.inputs):
+            if value in self.waiting_parameters or position in rule.ignored:
+                continue
+            for axis, how in self.layouts[self._current(value)].partial:
+                if how == "sum" and axis not in choice:
+                    spread.setdefault(axis, set()).add(position)
+        if not spread:
+            return {}
+        size = self.graph.values
+        result_bytes = sum(size[value].num_bytes for value in op.results)
+        carried: dict[str, frozenset[int]] = {}
+        for axis, positions in spread.items():
+            operand_bytes = sum(size[op.inputs[position]].num_bytes for position in positions)
+            if frozenset(positions) in rule.linear and (
+                axis == MICRO or result_bytes <= operand_bytes
+            ):
+                carried[axis] = frozenset(positions)
+        return carried
+
+    # Redistribution ----------------------------------------------------------------------------
+
+    def _current(self, value: int) -> int:
+        if value not in self.current:
+            self.current[value] = self.whole[value]
+        return self.current[value]
+
+    def _convert(
+        self, value: int, layout: Layout, segment: int, phase: ShardedPhase, op: Op | None
+    ) -> int:
+        source = self._current(value)
+        if self.layouts[source] == layout:
+            return source
+        key = (source, layout, segment, phase)
+        if key in self.converted:
+            return self.converted[key]
+        steps = plan_steps(self.layouts[source], layout)
+        if communicates_over_micro(steps):
+            raise PlanRefused(self._micro_message(op))
+        result = self._new(value, layout, len(self.nodes))
+        self.nodes.append(
+            ConvertNode(source=source, result=result, steps=steps, segment=segment, phase=phase)
+        )
+        self.converted[key] = result
+        before, after = dict(self.layouts[source].partial), dict(layout.partial)
+        if len(after) < len(before):
+            # What is reduced stays reduced for everybody after.
+            self.current[value] = result
+        return result
+
+    def _micro_message(self, op: Op | None) -> str:
+        if op is None:
+            what, where = "an output of the model", ""
+        else:
+            what = f"operator {op.target} in {op.module_path or 'the model'}"
+            where = f" ({op.source})" if op.source else ""
+        return (
+            f"{what}{where} needs the whole batch at once, so the step cannot be cut into "
+            "micro-batches; use num_microbatches=1"
+        )
+
+    def _finish(self, output: GraphOutput) -> tuple[int, ...]:
+        """The sharded values an output leaves as.
+
+        The loss leaves whole but for micro-batches; a gradient leaves cut like its parameter,
+        partial where the reduction is still to come.
+        """
+        value = output.value
+        if value in self.waiting_parameters:
+            self.waiting_parameters.discard(value)
+            self.inputs[value] = self.current[value] = self._new(value, Layout(), -1)
+        if output.role == OutputRole.GRADIENT:
+            stored = self.layouts[self.inputs[self.parameter_values[output.name]]]
+            return tuple(self._finish_gradient(term, stored) for term in self._terms(value))
+        layout = self.layouts[self._current(value)]
+        maker = self.makers.get(value)
+        segment = -1 if maker is None else self.segmentation.segment_of_op[maker.index]
+        kept = {axis: how for axis, how in layout.partial if axis == MICRO}
+        whole = output.role in {OutputRole.LOSS, OutputRole.BUFFER_UPDATE}
+        if output.role == OutputRole.BUFFER_UPDATE and (kept or MICRO in layout.sharding_axes):
+            raise PlanRefused(self._micro_message(maker))
+        target = Layout.of({} if whole else dict(layout.shards), kept)
+        return (self._convert(value, target, segment, ShardedPhase.FORWARD, maker),)
+
+    def _terms(self, value: int) -> list[int]:
+        """The values whose sum a gradient is, where autograd added one for each use."""
+        op = self.makers.get(value)
+        if (
+            op is None
+            or op.target != "aten.add.Tensor"
+            or op.forward_op is not None
+            or len(op.inputs) != 2
+            or op.kwargs
+            or self.uses[value] > 1
+        ):
+            return [value]
+        return [term for operand in op.inputs for term in self._terms(operand)]
+
+    def _finish_gradient(self, value: int, stored: Layout) -> int:
+        maker = self.makers[value]
+        layout = self.layouts[self._current(value)]
+        partial = {a: h for a, h in layout.partial if a not in stored.sharding_axes}
+        if MICRO in self.axes and MICRO not in partial:
+            raise PlanRefused(self._micro_message(maker))
+        target = Layout.of(dict(stored.shards), partial)
+        segment = self.segmentation.segment_of_op[maker.index]
+        return self._convert(value, target, segment, ShardedPhase.BACKWARD, maker)
