@@ -9,6 +9,7 @@ one error of one line that holds the path of the key (``$.mesh.tp``).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -44,6 +45,7 @@ JsonValue = dict[str, "JsonValue"] | list["JsonValue"] | str | int | float | boo
 T = TypeVar("T")
 
 _MAX_MESSAGE_CHARACTERS = 400
+_MAX_KEYS_TRIED = 1000
 _MAX_INTEGER_CHARACTERS = 20
 """Of any 64-bit integer, sign included; ``int`` of millions of digits takes minutes."""
 
@@ -267,7 +269,7 @@ def _raise_with_path(
     else:
         text = text[:1].lower() + text[1:].replace("`", "")
         found = _at(value, path)
-        if " got " not in text and isinstance(found, (int, float, str)):
+        if " got " not in text and "'" not in text and isinstance(found, (int, float, str)):
             text += f", got {json.dumps(found)}"
     raise error(one_line(f"{name}: {path}: {text}")) from None
 
@@ -281,7 +283,7 @@ def _without_ellipsis(value: Any, type_: Any, path: str, message: str) -> str:
     for after in rest:
         target = _at(value, before)
         entries = dict(target) if isinstance(target, dict) else {}
-        for key, child in entries.items():
+        for key, child in itertools.islice(entries.items(), _MAX_KEYS_TRIED):
             target.clear()
             target[key] = child
             if _conversion_message(value, type_) == message:
@@ -302,7 +304,7 @@ def _conversion_message(value: Any, type_: Any) -> str:
 
 def _at(value: Any, path: str) -> Any:
     """What stands at ``path`` (of the forms ``key_path`` writes) in ``value``; None if nothing."""
-    for part in re.finditer(r'\.([A-Za-z_]\w*)|\[(\d+)\]|\[(".*?(?<!\\)")\]', path):
+    for part in re.finditer(r'\.([A-Za-z_]\w*)|\[(\d+)\]|\[("(?:[^"\\]|\\.)*")\]', path):
         plain, index, quoted = part.groups()
         key: Any = plain if plain else int(index) if index else json.loads(quoted)
         try:

@@ -61,7 +61,7 @@ def _join(pieces: Tensor, dim: int, size: int) -> Tensor:
         return joined if size == num_ranks * chunk else joined[:size]
     shape = (*chunk_shape[:dim], size, *chunk_shape[dim + 1 :])
     if size == num_ranks * chunk:
-        return pieces.movedim(0, dim).reshape(shape)
+        return pieces.movedim(0, dim).reshape(shape).contiguous()
     joined = pieces.new_empty(shape)
     for rank in range(num_ranks):
         length = _chunk_length(size, chunk, rank)
@@ -186,23 +186,25 @@ def nll_forward_shard(
     ignore_index: int,
     weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of ``-weight[target] logp[target]`` and of ``weight[target]``, over local classes.
+    """Sum of ``-logp[target]`` over local classes, and the number of targets that count.
 
-    Both are partial sums over the ranks that split the classes: only targets in
-    ``[start, start + classes)`` count. ``logp`` is (N, classes, ...) and ``weight``, where given,
-    this rank's (classes,).
+    The first is a partial sum over the ranks that split the classes: only targets in
+    ``[start, start + classes)`` add to it; ``logp`` is (N, classes, ...). The second is whole on
+    every rank.
+
+    Raises:
+        PlanRefused: for weighted classes, whose total no rank can know alone.
     """
+    if weight is not None:
+        raise PlanRefused(
+            "a loss with class weights cannot be sharded by class; leave the classes out of the "
+            "shard of its segment"
+        )
     local, is_elsewhere = _locate(target, start, classes, ignore_index)
     dim = _class_dim(logp)
     picked = logp.gather(dim, local.unsqueeze(dim)).squeeze(dim)
-    if weight is None:
-        count = target.numel() - is_elsewhere.sum()
-        total_weight = count.to(logp.dtype)
-    else:
-        weight_of_target = weight[local].masked_fill_(is_elsewhere, 0)
-        total_weight = weight_of_target.sum()
-        picked = picked * weight_of_target
-    return -picked.masked_fill(is_elsewhere, 0).sum(), total_weight
+    num_counted = (target != ignore_index).sum().to(logp.dtype)
+    return -picked.masked_fill(is_elsewhere, 0).sum(), num_counted
 
 
 def nll_backward_shard(

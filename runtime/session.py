@@ -90,6 +90,8 @@ class RankSession:
                 f"rank {rank} belongs to stage {stage} but was given stage {program.stage}; "
                 "lower the plan for its stage"
             )
+        self.rank = rank
+        self.num_microbatches = num_microbatches
         self.program = program
         self.layout = layout
         self.device = device

@@ -235,18 +235,16 @@ def _literal(text: str) -> bool | int | float | str:
 
 def _without_storage(module: nn.Module) -> nn.Module:
     """``module`` with every parameter and buffer on ``meta``; tied ones stay tied."""
-    moved: dict[int, Tensor] = {}
-
-    def on_meta(tensor: Tensor) -> Tensor:
-        if id(tensor) not in moved:
-            empty = torch.empty_like(tensor, device="meta")
-            is_parameter = isinstance(tensor, nn.Parameter)
-            moved[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-        return moved[id(tensor)]
-
+    parameters: dict[int, nn.Parameter] = {}
+    buffers: dict[int, Tensor] = {}
     for child in module.modules():
-        for tensors in (child._parameters, child._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None and not tensor.is_meta:
-                    tensors[name] = on_meta(tensor)  # type: ignore[index]
+        for name, parameter in child._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                empty = torch.empty_like(parameter, device="meta")
+                moved = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                child._parameters[name] = parameters.setdefault(id(parameter), moved)
+        for name, buffer in child._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                moved_buffer = torch.empty_like(buffer, device="meta")
+                child._buffers[name] = buffers.setdefault(id(buffer), moved_buffer)
     return module

@@ -160,18 +160,22 @@ def _rewrite_nll_backward(writer: _Rewriter, op: Op, old_forward: int | None) ->
 
 def _rewrite_fixed(writer: _Rewriter, op: Op, old_index: int) -> None:
     place = _FIXED_COUNT[op.target]
-    summed = replace(op, args=(*op.args[:place], _SUM, *op.args[place + 1 :]))
+    summed = replace(op, args=_with_sum(op.args, place))
     count = _num_loss_elements(writer, op.args[0], op.args[1])
     _append_divided(writer, summed, old_index, "aten.div.Scalar", count)
 
 
 def _rewrite_fixed_backward(writer: _Rewriter, op: Op, old_forward: int | None) -> None:
     place = _FIXED_COUNT_BACKWARD[op.target]
-    gradient, *rest = op.args
     count = _num_loss_elements(writer, op.args[1], op.args[2])
-    divided = _divide_gradient(writer, op, old_forward, gradient, "aten.div.Scalar", count)
-    rest[place - 1] = _SUM
-    writer.append(replace(op, args=(divided, *rest)))
+    divided = _divide_gradient(writer, op, old_forward, op.args[0], "aten.div.Scalar", count)
+    writer.append(replace(op, args=(divided, *_with_sum(op.args, place)[1:])))
+
+
+def _with_sum(args: tuple[Arg, ...], place: int) -> tuple[Arg, ...]:
+    """Arguments with the reduction at ``place``; a weight left out before it is ``None``."""
+    padded = args + (None,) * (place - len(args))
+    return (*padded[:place], _SUM, *padded[place + 1 :])
 
 
 def _append_divided(

@@ -201,13 +201,13 @@ def _with_neighbor_paths(ops: Sequence[Op], has_path: Sequence[bool]) -> Iterato
             reader.setdefault(value, op.index)
     for op in reversed(ops):
         if op.index not in paths:
-            readers = [reader[value] for value in op.results if value in reader]
+            readers = [reader[value] for value in op.results if reader.get(value) in paths]
             if readers:
                 paths[op.index] = paths[min(readers)]
     for op in ops:
         if op.index not in paths:
             makers = [producer[value] for value in op.inputs if value in producer]
-            paths[op.index] = paths.get(makers[-1], ("", "")) if makers else ("", "")
+            paths[op.index] = paths[makers[-1]] if makers else ("", "")
         path, source = paths[op.index]
         yield op if op.module_path == path else replace(op, module_path=path, source=source)
 
@@ -245,6 +245,11 @@ def _checked_spec(tensor: Tensor, node: fx.Node) -> TensorSpec:
             f"operator {node.target} at {_where(node)} has a result whose shape depends on data; "
             f"use a fixed shape (a mask or torch.where instead of selecting elements)"
         )
+    if tensor.layout != torch.strided:
+        raise CaptureFailed(
+            f"operator {node.target} at {_where(node)} has a {tensor.layout} result; use dense "
+            f"tensors (sparse=False)"
+        )
     spec = spec_of(tensor)
     if spec.dtype not in DTYPE_BYTES:
         raise CaptureFailed(
@@ -273,5 +278,7 @@ def _source(node: fx.Node) -> str:
 
 
 def _where(node: fx.Node) -> str:
-    """For messages: the user's line, or failing that the module."""
+    """For messages: the user's line, or failing that the module or the phase."""
+    if GRAD_OF in node.meta.get("custom", {}):
+        return "the backward pass"
     return _source(node) or _module_path(node) or "an unknown line"

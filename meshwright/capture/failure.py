@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ import torch
 
 from meshwright.errors import CaptureFailed
 
-__all__ = ["as_capture_failed", "quiet_torch", "source_line"]
+__all__ = ["as_capture_failed", "calling_line", "quiet_on_failure", "quiet_torch", "source_line"]
 
 _TORCH_FOLDER = str(Path(torch.__file__).parent)
 _OWN_FOLDER = Path(__file__).parent
@@ -53,16 +56,28 @@ def quiet_torch() -> Iterator[None]:
             logger.disabled = disabled
 
 
-def as_capture_failed(error: Exception) -> CaptureFailed:
-    """The same failure as one line: what, which operator, which line of the user's model."""
-    where = _user_line(error)
+@contextmanager
+def quiet_on_failure() -> Iterator[None]:
+    """Drops what is written to stderr if the block fails: export prints the whole graph there."""
+    written = io.StringIO()
+    with contextlib.redirect_stderr(written):
+        yield
+    sys.stderr.write(written.getvalue())
+
+
+def as_capture_failed(error: Exception, *, where: str = "") -> CaptureFailed:
+    """The same failure as one line: what, which operator, which line of the user's model.
+
+    ``where`` is that line if the caller knows it; else the error's traceback is searched.
+    """
+    where = where or _user_line(error)
     name = _operator(error)
     place = f" at {where}" if where else ""
     kind = type(error).__name__
     if "DataDependent" in kind or "data-dependent" in str(error).lower():
         return CaptureFailed(
-            f"{name or 'an operator'}{place} makes the program depend on data (a branch on a "
-            f"tensor, .item(), .tolist()); use torch.where or a fixed choice instead"
+            f"{name or 'aten.item.default'}{place} makes the program depend on data (a branch on "
+            f"a tensor, .item(), .tolist()); use torch.where or a fixed choice instead"
         )
     if kind == "DynamicOutputShapeException":
         return CaptureFailed(
@@ -72,6 +87,12 @@ def as_capture_failed(error: Exception) -> CaptureFailed:
     if kind == "UnsupportedOperatorException":
         return CaptureFailed(f"{name or 'an operator'}{place} has no rule for its result's shape")
     return CaptureFailed(f"{kind}{place}{f' in {name}' if name else ''}: {_first_line(error)}")
+
+
+def calling_line() -> str:
+    """``file.py:line`` of the user's innermost running frame."""
+    frames = [frame for frame in traceback.extract_stack() if _is_users(frame.filename)]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown line"
 
 
 def _user_line(error: Exception) -> str:

@@ -2,10 +2,10 @@
 
 Neither weights nor remote code nor the network are touched: the configuration is read as JSON and
 given to the class that transformers itself has for its ``model_type``. Attention runs through
-``scaled_dot_product_attention``, except T5's. Experts run densely: every expert computes every token, weighted
-by 0 where the router did not choose it. That is the model's function with static shapes, at
-num_experts / top_k times its floating-point operations; transformers' own forms either loop over
-data or gather one copy of the expert's weights per token.
+``scaled_dot_product_attention``, except T5's. Experts run densely: every expert computes every
+token, weighted by 0 where the router did not choose it. That is the model's function with static
+shapes, at num_experts / top_k times its floating-point operations; transformers' own forms loop
+over data, gather a copy of an expert's weights per token, or use an operator outside ATen.
 """
 
 from __future__ import annotations
@@ -78,11 +78,8 @@ class HuggingFaceSource:
         config_class = _config_class(model_type)
         try:
             known = config_class(**fields).to_dict()
-            for key, text in overrides.items():
-                if not isinstance(known.get(key), bool | int | float | str):
-                    raise BadModel(f"{directory}/config.json has no simple setting {key!r}")
-                fields[key] = parse_value(key, text, known[key])
-            config = config_class(**fields)
+            changed = {key: _overridden(known, key, text) for key, text in overrides.items()}
+            config = config_class(**(fields | changed))
         except BadModel:
             raise
         except Exception as error:
@@ -130,7 +127,7 @@ class HuggingFaceSource:
             # Constructors fail in as many ways as configurations can be wrong.
             said = " ".join(str(error).split())[:300]
             raise BadModel(f"{self.reference}: transformers cannot build it: {said}") from error
-        return module.train()
+        return _without_idle_dropout(module).train()
 
     def example_inputs(
         self,
@@ -158,6 +155,14 @@ class HuggingFaceSource:
             "default_seq_len": self.default_seq_len,
             "config": self.config.to_diff_dict(),
         }
+
+
+def _overridden(known: dict[str, Any], key: str, text: str) -> Any:
+    if not isinstance(known.get(key), bool | int | float | str):
+        raise BadModel(
+            f"the configuration has no number or word {key!r} that {text!r} could replace"
+        )
+    return parse_value(key, text, known[key])
 
 
 def _transformers() -> Any:
@@ -269,6 +274,21 @@ _TASKS = {
     "vit": _IMAGE,
 }
 _MIXTURES = frozenset({"mixtral", "qwen2_moe"})
+
+
+class _IdleDropout(nn.Identity):
+    """Dropout that never drops; attention layers read its probability."""
+
+    p = 0.0
+
+
+def _without_idle_dropout(module: nn.Module) -> nn.Module:
+    """Dropout of probability 0 would still put a random operator into the graph."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Dropout) and child.p == 0.0:
+                setattr(parent, name, _IdleDropout())
+    return module
 
 
 def _register_dense_experts() -> None:

@@ -117,7 +117,7 @@ def resolve_model(reference: str) -> ModelSource:
     name, overrides = parse_overrides(reference)
     if name in FAMILY_OF_MODEL:
         return _builtin(reference, name, overrides)
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return HuggingFaceSource.open(reference, Path(name), overrides)
     if ":" in name:
         return CallableSource.find(reference, name, overrides)

@@ -57,18 +57,26 @@ def fake_like(
 def stand_ins(
     model: nn.Module, mode: FakeTensorMode, *, dtype: torch.dtype | None
 ) -> Iterator[StandIns]:
-    """Puts fake tensors into ``model`` for the duration of the block; restores its own after."""
+    """Puts fake tensors into ``model`` for the duration of the block.
+
+    Afterwards every attribute of every module is what it was, even those ``forward`` assigned.
+    """
     found = StandIns()
     _make_fakes(model, mode, dtype, found)
-    undo: list[tuple[dict[str, Any], str, Any]] = []
+    before = [
+        (holder, dict(holder))
+        for module in model.modules()
+        for holder in (vars(module), module._parameters, module._buffers)
+    ]
     try:
         for path, module in model.named_modules():
             for holder in (module._parameters, module._buffers, vars(module)):
-                _swap(holder, found.fake_by_id, path, undo)
+                _swap(holder, found.fake_by_id, path)
         yield found
     finally:
-        for holder, key, value in reversed(undo):
-            holder[key] = value
+        for holder, content in before:
+            holder.clear()
+            holder.update(content)
 
 
 def _make_fakes(
@@ -90,27 +98,18 @@ def _make_fakes(
         found.canonical[name] = first_name[id(buffer)]
 
 
-def _swap(
-    holder: dict[str, Any],
-    fake_by_id: dict[int, Tensor],
-    path: str,
-    undo: list[tuple[dict[str, Any], str, Any]],
-) -> None:
+def _swap(holder: dict[str, Any], fake_by_id: dict[int, Tensor], path: str) -> None:
     """Replaces tensors of ``holder`` by their stand-ins.
 
     Lists of tensors are entered too: ``nn.LSTM`` keeps its weights in one a second time.
     """
     for key, value in list(holder.items()):
-        new = value
         if isinstance(value, Tensor):
-            new = fake_by_id.get(id(value))
-            if new is None:
-                new = _plain_attribute(value, f"{path}.{key}".lstrip("."))
+            fake = fake_by_id.get(id(value))
+            name = f"{path}.{key}".lstrip(".")
+            holder[key] = fake if fake is not None else _plain_attribute(value, name)
         elif isinstance(value, list | tuple) and any(id(item) in fake_by_id for item in value):
-            new = type(value)(fake_by_id.get(id(item), item) for item in value)
-        if new is not value:
-            undo.append((holder, key, value))
-            holder[key] = new
+            holder[key] = type(value)(fake_by_id.get(id(item), item) for item in value)
 
 
 def _plain_attribute(value: Tensor, name: str) -> Tensor:

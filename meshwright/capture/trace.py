@@ -14,9 +14,12 @@ used several times and belongs to none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,11 +29,25 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from meshwright.capture.containers import map_tensors, tensor_leaves
+from meshwright.capture.failure import (
+    as_capture_failed,
+    calling_line,
+    quiet_on_failure,
+    source_line,
+)
 from meshwright.capture.standins import StandIns
 from meshwright.errors import CaptureFailed
 from meshwright.graph.opgraph import InputRole, OutputRole
 
-__all__ = ["GRAD_OF", "OWNS", "ExportedStep", "JointTrace", "TracedInput", "export_step", "trace_joint"]
+__all__ = [
+    "GRAD_OF",
+    "OWNS",
+    "ExportedStep",
+    "JointTrace",
+    "TracedInput",
+    "export_step",
+    "trace_joint",
+]
 
 GRAD_OF = "meshwright_grad_of"
 """Key in ``node.meta["custom"]`` of backward nodes: number of the autograd node, or -1."""
@@ -70,12 +87,38 @@ class _Step(nn.Module):
     def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         remaining = iter(leaves)
         call = map_tensors(self._call.value, lambda _path, _tensor: next(remaining))
-        result = self.model(*call["args"], **call["kwargs"])
+        with _no_custom_gradients():
+            result = self.model(*call["args"], **call["kwargs"])
         if not isinstance(result, Tensor) and not any(tensor_leaves(result)):
             result = getattr(result, "__dict__", result)
         found = list(tensor_leaves(result))
         self._record([path for path, _ in found])
         return tuple(tensor for _, tensor in found)
+
+
+@contextmanager
+def _no_custom_gradients() -> Iterator[None]:
+    """Refuses ``torch.autograd.Function``: export would drop its backward without a word.
+
+    Operators made with ``torch.library`` use one too, but export keeps those whole.
+    """
+    original = torch.autograd.Function.__dict__["apply"].__func__
+
+    def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if cls.__module__ == "torch._library.autograd":
+            return original(cls, *args, **kwargs)
+        hint = (
+            "pass use_reentrant=False to torch.utils.checkpoint"
+            if cls.__module__ == "torch.utils.checkpoint"
+            else "write it with ordinary tensor operators"
+        )
+        raise CaptureFailed(
+            f"{cls.__name__} at {calling_line()} is a torch.autograd.Function, whose backward "
+            f"cannot be captured; {hint}"
+        )
+
+    with mock.patch.object(torch.autograd.Function, "apply", classmethod(refuse)):
+        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +137,7 @@ class ExportedStep:
     loss_index: int
 
 
-def export_step(model: nn.Module, call: Any, mode: FakeTensorMode) -> ExportedStep:
+def export_step(model: nn.Module, call: Any) -> ExportedStep:
     """The forward pass of ``model`` on the fake inputs ``call`` as a functional graph.
 
     Raises CaptureFailed where no output is a loss; torch's own errors pass through.
@@ -107,7 +150,8 @@ def export_step(model: nn.Module, call: Any, mode: FakeTensorMode) -> ExportedSt
     step = _Step(model, call, record)
     step.training = model.training
     leaves = tuple(tensor for _, tensor in tensor_leaves(call))
-    program = torch.export.export(step, leaves, strict=False)
+    with quiet_on_failure():
+        program = torch.export.export(step, leaves, strict=False)
     if _changes_tensors(program.graph_module):
         program = program.run_decompositions({})
     return ExportedStep(
@@ -150,8 +194,10 @@ def trace_joint(
     with mode, fx_traceback.preserve_node_meta(), torch.enable_grad():
         module = make_fx(joint, tracing_mode="real", _allow_non_fake_inputs=True)(*flat)
         for node in module.graph.nodes:
-            # A second replay numbers nodes anew, but hands this on.
-            node.meta.setdefault("custom", {OWNS: node.meta.get("seq_nr", -1)})
+            custom = node.meta.get("custom", {})
+            if GRAD_OF not in custom:
+                # A second replay numbers nodes anew, but hands this on.
+                node.meta["custom"] = {**custom, OWNS: node.meta.get("seq_nr", -1)}
         if _changes_tensors(module):
             # Some composite operators write into their intermediate results.
             pure = torch.func.functionalize(_Replay(module).run)
@@ -162,7 +208,13 @@ def trace_joint(
 def _inputs(
     program: torch.export.ExportedProgram, found: StandIns, data: Sequence[tuple[str, Tensor]]
 ) -> tuple[list[TracedInput], list[int]]:
-    """All inputs of the joint graph, and for each placeholder of ``program`` its input."""
+    """Parameters, buffers, constants, data; and which of them each placeholder is."""
+    specs = program.graph_signature.input_specs
+    constants = [
+        (str(spec.target), _constant(program, str(spec.target)))
+        for spec in specs
+        if spec.kind not in (InputKind.USER_INPUT, InputKind.PARAMETER, InputKind.BUFFER)
+    ]
     inputs = [
         TracedInput(name=name, role=role, tensor=tensor, tied_names=found.tied_names(name))
         for role, tensors in (
@@ -171,44 +223,35 @@ def _inputs(
         )
         for name, tensor in tensors.items()
     ]
-    inputs += [TracedInput(name=name, role=InputRole.DATA, tensor=tensor) for name, tensor in data]
-    by_name = {item.name: index for index, item in enumerate(inputs) if item.role != InputRole.DATA}
-    num_data_seen = 0
-    position: list[int] = []
-    for spec in program.graph_signature.input_specs:
-        if spec.kind == InputKind.USER_INPUT:
-            position.append(len(inputs) - len(data) + num_data_seen)
-            num_data_seen += 1
-        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            position.append(by_name[found.canonical[_user_name(str(spec.target))]])
-        else:
-            position.append(-1)
-    first_constant = len(inputs)
-    for place, spec in enumerate(program.graph_signature.input_specs):
-        if position[place] == -1:
-            tensor = program.constants[str(spec.target)]
-            if not isinstance(tensor, Tensor):
-                raise CaptureFailed(f"{spec.target} is a {type(tensor).__name__}, not a tensor")
-            name = f"constant.{len(inputs) - first_constant}"
-            position[place] = len(inputs)
-            inputs.append(TracedInput(name=name, role=InputRole.CONSTANT, tensor=tensor))
-    return inputs, _after_constants(inputs, position, len(data), first_constant)
-
-
-def _after_constants(
-    inputs: list[TracedInput], position: list[int], num_data: int, first_constant: int
-) -> list[int]:
-    """Moves the constants before the data, in ``inputs`` itself; returns the new positions."""
-    num_constants = len(inputs) - first_constant
-    order = [
-        *range(first_constant - num_data),
-        *range(first_constant, len(inputs)),
-        *range(first_constant - num_data, first_constant),
+    index_of = {item.name: index for index, item in enumerate(inputs)}
+    index_of_constant = {
+        target: len(inputs) + number for number, (target, _) in enumerate(constants)
+    }
+    inputs += [
+        TracedInput(name=f"constant.{number}", role=InputRole.CONSTANT, tensor=tensor)
+        for number, (_, tensor) in enumerate(constants)
     ]
-    assert len(order) == len(inputs), (num_constants, num_data)
-    inputs[:] = [inputs[old] for old in order]
-    new_of_old = {old: new for new, old in enumerate(order)}
-    return [new_of_old[old] for old in position]
+    next_data = itertools.count(len(inputs))
+    inputs += [TracedInput(name=name, role=InputRole.DATA, tensor=tensor) for name, tensor in data]
+    position = [
+        next(next_data)
+        if spec.kind == InputKind.USER_INPUT
+        else index_of[found.canonical[_user_name(str(spec.target))]]
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
+        else index_of_constant[str(spec.target)]
+        for spec in specs
+    ]
+    return inputs, position
+
+
+def _constant(program: torch.export.ExportedProgram, target: str) -> Tensor:
+    constant = program.constants[target]
+    if not isinstance(constant, Tensor):
+        raise CaptureFailed(
+            f"{_user_name(target)} is a {type(constant).__name__}, which a graph cannot hold; "
+            f"use tensors and plain Python values"
+        )
+    return constant
 
 
 def _user_name(target: str) -> str:
@@ -283,9 +326,19 @@ def _named_outputs(
 class _Replay(fx.Interpreter):
     """Runs an exported graph so that what it calls is traced with the original metadata."""
 
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        # Our messages are one line; fx would append the node and a stack to them.
+        self.extra_traceback = False
+
     def run_node(self, n: fx.Node) -> Any:
-        with fx_traceback.set_current_meta(n):
-            return super().run_node(n)
+        try:
+            with fx_traceback.set_current_meta(n):
+                return super().run_node(n)
+        except CaptureFailed:
+            raise
+        except Exception as error:
+            raise as_capture_failed(error, where=source_line(n.stack_trace or "")) from error
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         higher_order = torch.ops.higher_order

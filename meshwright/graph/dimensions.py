@@ -86,14 +86,11 @@ def _label_segment(
             kind = known.get(factor.dimension_class) or _kind(op, factor, parameters)
             if kinds.get(factor.dimension_class, "inner") == "inner":
                 kinds[factor.dimension_class] = kind
-    last = analysis.graph.ops[segment.forward_ops[-1]]
-    leaving = {
-        leaf for value in last.results for dim in analysis.value_dims[value] for leaf in dim
-    }
+    passing = _passing_classes(analysis, segment, parameters)
     for dimension_class, kind in kinds.items():
         if dimension_class not in shardable:
             continue
-        name = "hidden" if kind == "inner" and dimension_class in leaving else kind
+        name = "hidden" if kind == "inner" and dimension_class in passing else kind
         number = 1
         label = name
         while label in labels:
@@ -101,6 +98,22 @@ def _label_segment(
             label = f"{name}{number}"
         labels[label] = dimension_class
     return labels
+
+
+def _passing_classes(
+    analysis: FactorAnalysis, segment: Segment, parameters: set[int]
+) -> set[int]:
+    """Classes of the activations that enter or leave the segment."""
+    ops = [analysis.graph.ops[index] for index in segment.forward_ops]
+    made = {value for op in ops for value in op.results}
+    data = {item.value for item in analysis.graph.inputs}
+    entering = {value for op in ops for value in op.inputs} - made - parameters - data
+    return {
+        leaf
+        for value in (*entering, *ops[-1].results)
+        for dim in analysis.value_dims[value]
+        for leaf in dim
+    }
 
 
 def _kind(op: Op, factor: LeafFactor, parameters: set[int]) -> str:

@@ -9,6 +9,7 @@ tensor; nothing in a plan depends on module names.
 from __future__ import annotations
 
 import functools
+import types
 import typing
 from enum import StrEnum
 from typing import Annotated
@@ -41,7 +42,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 
 AXIS_NAMES = ("dp_replicate", "dp_shard", "cp", "ep", "tp")
-"""Mesh axes inside a stage, outermost first: neighbouring devices differ in ``tp``. ``pp`` is the
+"""Mesh axes inside a stage, outermost first: neighboring devices differ in ``tp``. ``pp`` is the
 axis of stages and lies outside them. Device order inside a stage is row-major over these axes."""
 
 
@@ -116,7 +117,8 @@ def _bounds(part: type[_Part]) -> tuple[tuple[str, Meta], ...]:
     """The bounded fields of ``part``; an optional field is bounded where it is given."""
     found: list[tuple[str, Meta]] = []
     for key, hint in typing.get_type_hints(part, include_extras=True).items():
-        for choice in (hint, *typing.get_args(hint)):
+        optional = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        for choice in typing.get_args(hint) if optional else (hint,):
             metadata = getattr(choice, "__metadata__", ())
             found.extend((key, item) for item in metadata if isinstance(item, Meta))
     return tuple(found)
@@ -269,8 +271,10 @@ class Prediction(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         low_s, high_s = self.step_time_interval_s
-        if not low_s <= high_s:
-            raise FieldError("step_time_interval_s", f"must rise, got {low_s!r} to {high_s!r}")
+        if not 0 <= low_s <= high_s:
+            raise FieldError(
+                "step_time_interval_s", f"must rise from 0 or more, got {low_s!r} to {high_s!r}"
+            )
         unknown = sorted(set(self.source) - set(SOURCES))
         if unknown:
             known = ", ".join(SOURCES)

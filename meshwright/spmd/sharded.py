@@ -23,7 +23,7 @@ from meshwright.graph.opgraph import GraphOutput, InputRole, Op, OutputRole, Pha
 from meshwright.graph.rules.base import Variant
 from meshwright.graph.segments import Segmentation
 from meshwright.spmd.layout import ALL_AXES, MICRO, Layout
-from meshwright.spmd.redistribute import Step, communicates_over_micro, plan_steps
+from meshwright.spmd.redistribute import Step, StepKind, communicates_over_micro, plan_steps
 
 __all__ = ["ConvertNode", "Node", "OpNode", "ShardedGraph", "ShardedPhase", "shard_graph"]
 
@@ -237,10 +237,14 @@ class _Pass:
         micro = choice.get(MICRO)
         if micro is not None and factors[micro].partial_results:
             self._visit_whole(op)
-        elif micro is None and not any(value in self.depends_on_data for value in op.inputs):
+        elif micro is None and all(self._is_settled(value) for value in op.inputs):
             self._visit(op, -1, ShardedPhase.PROLOGUE, self.wanted_free)
         else:
             self._visit(op, -1, ShardedPhase.FORWARD, self.wanted_free)
+
+    def _is_settled(self, value: int) -> bool:
+        """Whether the prologue can know a value before any micro-batch."""
+        return value not in self.depends_on_data or self._is_prologue(self._current(value))
 
     def _visit_whole(self, op: Op) -> None:
         wanted = {axis: c for axis, c in self.wanted_free.items() if axis != MICRO}
@@ -390,12 +394,18 @@ class _Pass:
         source = self._current(value)
         if self.layouts[source] == layout:
             return source
+        if self._is_prologue(source):
+            segment, phase = -1, ShardedPhase.PROLOGUE
         key = (source, layout, segment, phase)
         if key in self.converted:
             return self.converted[key]
         steps = plan_steps(self.layouts[source], layout)
         if communicates_over_micro(steps):
             raise PlanRefused(self._micro_message(op))
+        seen = self._seen_through_view(source, layout, steps, segment, phase)
+        if seen is not None:
+            self.converted[key] = seen
+            return seen
         result = self._new(value, layout, len(self.nodes))
         self.nodes.append(
             ConvertNode(source=source, result=result, steps=steps, segment=segment, phase=phase)
@@ -406,6 +416,51 @@ class _Pass:
             # What is reduced stays reduced for everybody after.
             self.current[value] = result
         return result
+
+    def _seen_through_view(
+        self, source: int, layout: Layout, steps: tuple[Step, ...], segment: int, phase: ShardedPhase
+    ) -> int | None:
+        """A view of a gathered tensor instead of a gathered view, so that views share the gather."""
+        node = self.nodes[self.producer[source]] if self.producer[source] >= 0 else None
+        if (
+            not isinstance(node, OpNode)
+            or not self.analysis.rules[node.op].is_view
+            or len(node.operands) != 1
+            or layout.partial
+            or any(step.kind != StepKind.ALL_GATHER for step in steps)
+        ):
+            return None
+        factors = self.analysis.leaf_factors[node.op]
+        shards: dict[tuple[int, int], tuple[str, ...]] = {}
+        choice: dict[str, int] = {}
+        number = node.results.index(source)
+        for place, axes in layout.shards:
+            index = next((i for i, f in enumerate(factors) if f.results[number] == place), None)
+            operand_place = None if index is None else factors[index].operands[0]
+            if index is None or operand_place is None:
+                return None
+            shards[operand_place] = axes
+            choice.update(dict.fromkeys(axes, index))
+        (operand,) = self.graph.ops[node.op].inputs
+        if self._current(operand) != node.operands[0]:
+            return None
+        gathered = self._convert(operand, Layout.of(shards, {}), segment, phase, None)
+        result = self._new(self.graph_value[source], layout, len(self.nodes))
+        self.nodes.append(
+            OpNode(
+                op=node.op,
+                choice=tuple(choice.items()),
+                operands=(gathered,),
+                results=tuple(result if i == number else None for i in range(len(node.results))),
+                segment=segment,
+                phase=phase,
+            )
+        )
+        return result
+
+    def _is_prologue(self, value: int) -> bool:
+        node = self.producer[value]
+        return node >= 0 and self.nodes[node].phase == ShardedPhase.PROLOGUE
 
     def _micro_message(self, op: Op | None) -> str:
         if op is None:

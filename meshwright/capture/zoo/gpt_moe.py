@@ -101,9 +101,7 @@ def _example_inputs(
 
 
 def _alpa(hidden: int, num_layers: int, num_experts: int) -> GPTMoEConfig:
-    return GPTMoEConfig(
-        hidden=hidden, num_layers=num_layers, num_heads=16, num_experts=num_experts
-    )
+    return GPTMoEConfig(hidden=hidden, num_layers=num_layers, num_heads=16, num_experts=num_experts)
 
 
 FAMILY = Family(

@@ -28,6 +28,9 @@ def dropout_layer(probability: float) -> nn.Module:
 
 def initialize_weights(module: nn.Module, *, std: float = 0.02) -> None:
     """Draw linear and embedding weights from N(0, std), zero the biases, as GPT-2 does."""
+    if next(module.parameters()).is_meta:
+        # There is nothing to fill, and drawing shapes is most of the time of building them.
+        return
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Embedding):
             nn.init.normal_(child.weight, std=std)

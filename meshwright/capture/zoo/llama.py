@@ -182,7 +182,9 @@ def _example_inputs(
     }
 
 
-def _llama2(hidden: int, num_layers: int, num_heads: int, num_kv_heads: int, ffn: int) -> LlamaConfig:
+def _llama2(
+    hidden: int, num_layers: int, num_heads: int, num_kv_heads: int, ffn: int
+) -> LlamaConfig:
     return LlamaConfig(
         hidden=hidden,
         num_layers=num_layers,

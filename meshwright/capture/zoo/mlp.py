@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class MLP(nn.Module):
         widths = (config.inputs, *(config.hidden for _ in range(config.num_layers)))
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Linear(inputs, outputs), nn.GELU())
-            for inputs, outputs in zip(widths, widths[1:], strict=False)
+            for inputs, outputs in itertools.pairwise(widths)
         )
         self.head = nn.Linear(config.hidden, config.num_classes)
 

@@ -43,7 +43,7 @@ class UNetConfig:
             f"for {len(self.multipliers)} resolutions",
         )
         require(
-            self.channels % (2 * self.num_groups) == 0 or self.channels % self.num_groups == 0,
+            self.channels % self.num_groups == 0,
             f"channels={self.channels} must be a multiple of num_groups={self.num_groups}",
         )
 
@@ -55,15 +55,15 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.GroupNorm(num_groups, inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.time = nn.Linear(time_size, outputs)
+        self.moment = nn.Linear(time_size, outputs)
         self.norm2 = nn.GroupNorm(num_groups, outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, moment: Tensor) -> Tensor:
         """(B, inputs, height, width) to (B, outputs, height, width)."""
         y = self.conv1(F.silu(self.norm1(x)))
-        y = y + self.time(F.silu(time)).unsqueeze(-1).unsqueeze(-1)
+        y = y + self.moment(F.silu(moment)).unsqueeze(-1).unsqueeze(-1)
         return self.conv2(F.silu(self.norm2(y))) + self.skip(x)
 
 
@@ -95,17 +95,27 @@ class Step(nn.Module):
     def __init__(self, config: UNetConfig, inputs: int, outputs: int, *, attends: bool) -> None:
         super().__init__()
         self.block = ResidualBlock(inputs, outputs, 4 * config.channels, config.num_groups)
-        self.attention = (
-            ImageAttention(outputs, config.num_groups) if attends else nn.Identity()
-        )
+        self.attention = ImageAttention(outputs, config.num_groups) if attends else nn.Identity()
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, moment: Tensor) -> Tensor:
         """(B, inputs, height, width) to (B, outputs, height, width)."""
-        return self.attention(self.block(x, time))
+        return self.attention(self.block(x, moment))
 
 
-class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbour, then a convolution."""
+class Shrink(nn.Module):
+    """Halves height and width with a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, height, width) to (B, C, height / 2, width / 2)."""
+        return self.conv(x)
+
+
+class Grow(nn.Module):
+    """Doubles height and width: nearest neighbor, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -121,73 +131,72 @@ class UNet(nn.Module):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        base, groups = config.channels, config.num_groups
+        base = config.channels
         self.time_width = base
         self.time1 = nn.Linear(base, 4 * base)
         self.time2 = nn.Linear(4 * base, 4 * base)
         self.stem = nn.Conv2d(3, base, 3, padding=1)
-        self.down = nn.ModuleList()
-        self.shrink = nn.ModuleList()
-        skips = [base]
-        channels, size = base, config.image_size
-        for level, multiplier in enumerate(config.multipliers):
-            steps = nn.ModuleList()
-            for _ in range(config.num_blocks):
-                attends = size == config.attention_size
-                steps.append(Step(config, channels, base * multiplier, attends=attends))
-                channels = base * multiplier
-                skips.append(channels)
-            self.down.append(steps)
-            if level < len(config.multipliers) - 1:
-                self.shrink.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
-                skips.append(channels)
-                size //= 2
+        self.down, skips = _down_path(config)
+        channels = skips[-1]
         self.middle1 = Step(config, channels, channels, attends=True)
         self.middle2 = Step(config, channels, channels, attends=False)
-        self.up = nn.ModuleList()
-        self.grow = nn.ModuleList()
-        for level, multiplier in reversed(list(enumerate(config.multipliers))):
-            steps = nn.ModuleList()
-            for _ in range(config.num_blocks + 1):
-                attends = size == config.attention_size
-                inputs = channels + skips.pop()
-                steps.append(Step(config, inputs, base * multiplier, attends=attends))
-                channels = base * multiplier
-            self.up.append(steps)
-            if level > 0:
-                self.grow.append(Upsample(channels))
-                size *= 2
-        self.norm = nn.GroupNorm(groups, channels)
+        self.up = _up_path(config, skips)
+        channels = base * config.multipliers[0]
+        self.norm = nn.GroupNorm(config.num_groups, channels)
         self.head = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, images: Tensor, time_steps: Tensor, noise: Tensor) -> Tensor:
         """Error of guessing ``noise`` in ``images``, both (B, 3, height, width); steps (B,)."""
-        time = self._time_embedding(time_steps, images.dtype)
-        x = self.stem(images)
-        skips = [x]
-        for level, steps in enumerate(self.down):
-            for step in steps:
-                x = step(x, time)
-                skips.append(x)
-            if level < len(self.shrink):
-                x = self.shrink[level](x)
-                skips.append(x)
-        x = self.middle2(self.middle1(x, time), time)
-        for level, steps in enumerate(self.up):
-            for step in steps:
-                x = step(torch.cat((x, skips.pop()), dim=1), time)
-            if level < len(self.grow):
-                x = self.grow[level](x)
+        moment = self._time_embedding(time_steps, images.dtype)
+        skips = [self.stem(images)]
+        for layer in self.down:
+            x = skips[-1]
+            skips.append(layer(x, moment) if isinstance(layer, Step) else layer(x))
+        x = self.middle2(self.middle1(skips[-1], moment), moment)
+        for layer in self.up:
+            joins = isinstance(layer, Step)
+            x = layer(torch.cat((x, skips.pop()), dim=1), moment) if joins else layer(x)
         return F.mse_loss(self.head(F.silu(self.norm(x))), noise)
 
     def _time_embedding(self, time_steps: Tensor, dtype: torch.dtype) -> Tensor:
         """Sines and cosines of the time step at falling frequencies, then two layers."""
+        wide = torch.promote_types(dtype, torch.float32)
         half = self.time_width // 2
-        index = torch.arange(half, dtype=dtype, device=time_steps.device)
+        index = torch.arange(half, dtype=wide, device=time_steps.device)
         frequency = torch.exp(index * (-math.log(10000.0) / (half - 1)))
-        angle = time_steps.to(dtype).unsqueeze(1) * frequency
-        waves = torch.cat((angle.sin(), angle.cos()), dim=1)
+        angle = time_steps.to(wide).unsqueeze(1) * frequency
+        waves = torch.cat((angle.sin(), angle.cos()), dim=1).to(dtype)
         return self.time2(F.silu(self.time1(waves)))
+
+
+def _down_path(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
+    """Layers of falling resolution, and the channels of the stem's result and of each layer's."""
+    layers, channels, size = nn.ModuleList(), [config.channels], config.image_size
+    for level, multiplier in enumerate(config.multipliers):
+        outputs = config.channels * multiplier
+        for _ in range(config.num_blocks):
+            attends = size == config.attention_size
+            layers.append(Step(config, channels[-1], outputs, attends=attends))
+            channels.append(outputs)
+        if level < len(config.multipliers) - 1:
+            layers.append(Shrink(outputs))
+            channels.append(outputs)
+            size //= 2
+    return layers, channels
+
+
+def _up_path(config: UNetConfig, skips: list[int]) -> nn.ModuleList:
+    """Layers of rising resolution; each step also reads the latest skip not yet read."""
+    layers, waiting, channels = nn.ModuleList(), list(skips), skips[-1]
+    for level, multiplier in reversed(list(enumerate(config.multipliers))):
+        attends = config.image_size >> level == config.attention_size
+        outputs = config.channels * multiplier
+        for _ in range(config.num_blocks + 1):
+            layers.append(Step(config, channels + waiting.pop(), outputs, attends=attends))
+            channels = outputs
+        if level > 0:
+            layers.append(Grow(channels))
+    return layers
 
 
 def _example_inputs(

@@ -1,0 +1,1 @@
+"""How every operator may be sharded."""

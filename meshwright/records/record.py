@@ -1,0 +1,200 @@
+"""What was measured, and by what: Timing, Record, and the machine and software it ran on."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from meshwright.strict_json import FieldError
+
+__all__ = [
+    "RECORD_SCHEMA_VERSION",
+    "Machine",
+    "Record",
+    "Scalar",
+    "Software",
+    "Timing",
+    "describe_machine",
+    "describe_software",
+    "timing_of",
+    "utc_now",
+]
+
+RECORD_SCHEMA_VERSION = 1
+
+Scalar = str | int | float | bool | None
+
+_PACKAGES = ("meshwright", "torch", "numpy", "transformers")
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Seconds of one thing repeated; never a single time without its spread."""
+
+    median_s: float
+    p10_s: float
+    p90_s: float
+    num_repeats: int
+    times_s: tuple[float, ...]
+    """Every repeat, in the order they ran."""
+
+    def __post_init__(self) -> None:
+        if self.num_repeats != len(self.times_s) or self.num_repeats < 1:
+            raise FieldError("num_repeats", f"is {self.num_repeats} for {len(self.times_s)} times")
+        if not all(math.isfinite(time_s) and time_s >= 0 for time_s in self.times_s):
+            raise FieldError("times_s", "holds a time that is negative or not finite")
+
+
+def timing_of(times_s: Sequence[float]) -> Timing:
+    """Timing of repeats that took ``times_s``, at least one.
+
+    Percentiles are interpolated linearly between the two nearest ranks, as numpy does.
+    """
+    ordered = sorted(times_s)
+    return Timing(
+        median_s=_quantile(ordered, 0.5),
+        p10_s=_quantile(ordered, 0.1),
+        p90_s=_quantile(ordered, 0.9),
+        num_repeats=len(ordered),
+        times_s=tuple(times_s),
+    )
+
+
+def _quantile(ordered: Sequence[float], fraction: float) -> float:
+    assert ordered, "a timing needs at least one repeat"
+    position = fraction * (len(ordered) - 1)
+    low = math.floor(position)
+    high = math.ceil(position)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The host a measurement ran on; holds nothing that names its owner."""
+
+    processor: str
+    num_cores: int
+    """That this process may use."""
+    memory_bytes: int
+    """0 where the system does not say."""
+    accelerators: tuple[str, ...]
+    """Model names, one for each accelerator the driver lists."""
+    system: str
+    """Operating system and architecture, ``"Linux x86_64"``."""
+
+
+class Software(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ran."""
+
+    python: str
+    packages: dict[str, str]
+    """Version by distribution; those that are not installed are absent."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One measurement with its machine, software, method, n and spread."""
+
+    schema_version: int = RECORD_SCHEMA_VERSION
+    kind: str
+    """What sort of thing was measured: ``step_time``, ``memory``, ``operator``..."""
+    name: str
+    """Which one."""
+    machine: Machine
+    software: Software
+    method: str
+    """How, in words: ``"perf_counter around the step, barrier before and after"``."""
+    num_repeats: Annotated[int, Meta(ge=1)]
+    median: float
+    p10: float
+    p90: float
+    unit: str
+    """Of the three values: ``s``, ``bytes``..."""
+    measured_utc: str
+    """ISO 8601, UTC."""
+    extra: dict[str, Scalar] = {}
+
+    def __post_init__(self) -> None:
+        if self.schema_version != RECORD_SCHEMA_VERSION:
+            raise FieldError(
+                "schema_version",
+                f"is {self.schema_version}, this Meshwright reads {RECORD_SCHEMA_VERSION}",
+            )
+        if not (math.isfinite(self.median) and self.p10 <= self.median <= self.p90):
+            raise FieldError("median", f"{self.median} is not between {self.p10} and {self.p90}")
+        if not (math.isfinite(self.p10) and math.isfinite(self.p90)):
+            raise FieldError("p90", f"and p10 must be finite, got {self.p10} and {self.p90}")
+        for key, value in self.extra.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise FieldError("extra", f"holds {value} for {key!r}; leave out what is not known")
+
+
+def describe_machine() -> Machine:
+    """This host, from the standard library and the kernel; needs no torch."""
+    return Machine(
+        processor=_processor(),
+        num_cores=_num_cores(),
+        memory_bytes=_memory_bytes(),
+        accelerators=_accelerators(),
+        system=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def describe_software() -> Software:
+    """Python and the packages results depend on, from their metadata; imports none of them."""
+    packages: dict[str, str] = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return Software(python=platform.python_version(), packages=packages)
+
+
+def utc_now() -> str:
+    """Now, as ISO 8601 in UTC to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or platform.machine()
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _num_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def _accelerators() -> tuple[str, ...]:
+    """Models the NVIDIA driver lists; other vendors' are filled in by who measured on them."""
+    names: list[str] = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        names += [
+            line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("Model")
+        ]
+    return tuple(names)
