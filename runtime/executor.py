@@ -218,8 +218,9 @@ class StageExecutor(Generic[V]):
         if microbatch not in step.by_microbatch:
             values: dict[int, V] = {}
             for slot in self._program.inputs:
-                if slot.role == "data" and slot.batch_dim is not None:
-                    batch = step.shared[slot.batch_value]
+                if slot.batch_dim is not None:
+                    batch = step.shared.get(slot.batch_value, self._engine.held(slot.batch_value))
+                    assert batch is not None, f"{slot.name} is not held"
                     values[slot.value] = self._engine.cut(
                         batch, slot.batch_dim, microbatch, self._num_microbatches
                     )

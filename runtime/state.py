@@ -199,10 +199,14 @@ class RankState:
                 full = source(data.name)
                 _check_shape(data.name, full, data.full)
                 local = slice_tensor(full, data.shard, coordinate, data.name)
-                self.held[data.value] = self.held[data.batch_value] = _own(
-                    local, data.full.dtype, device
-                )
+                self._hold(data, _own(local, data.full.dtype, device))
         self._optimizer = make_optimizer(optimizer, list(self._updated.values()))
+
+    def _hold(self, slot: DataSlot, local: Tensor) -> None:
+        """Keep a buffer or constant; one with a batch dim is cut anew for each micro-batch."""
+        self.held[slot.batch_value] = local
+        if slot.batch_dim is None:
+            self.held[slot.value] = local
 
     def _place(self, slot: ParameterSlot, source: TensorSource, device: torch.device) -> None:
         full = source(slot.name)
@@ -262,7 +266,7 @@ class RankState:
         """Take over the new value of a buffer."""
         for slot in self.program.inputs:
             if slot.name == name:
-                self.held[slot.value] = self.held[slot.batch_value] = value
+                self._hold(slot, value)
 
     def optimized(self, name: str) -> Tensor:
         """What the optimizer updates for parameter ``name`` (the fp32 copy in bf16 and fp16)."""

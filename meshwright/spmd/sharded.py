@@ -11,6 +11,7 @@ The same pass serves the cost model, which prices the nodes, and the lowering, w
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -218,8 +219,10 @@ class _Pass:
         for axis, classes in self.wanted_free.items():
             for dim, leaves in enumerate(self.analysis.value_dims[value]):
                 for position, leaf in enumerate(leaves):
-                    if leaf in classes:
-                        shards.setdefault((dim, position), []).append(axis)
+                    taken = shards.setdefault((dim, position), [])
+                    ways = math.prod(self.axis_sizes[other] for other in (*taken, axis))
+                    if leaf in classes and self.analysis.class_size[leaf] % ways == 0:
+                        taken.append(axis)
         return Layout.of(shards, {})
 
     # Operators ---------------------------------------------------------------------------------
@@ -485,7 +488,7 @@ class _Pass:
             self.inputs[value] = self.current[value] = self._new(value, Layout(), -1)
         if output.role == OutputRole.GRADIENT:
             stored = self.layouts[self.inputs[self.parameter_values[output.name]]]
-            return tuple(self._finish_gradient(term, stored) for term in self._terms(value))
+            return self._finish_gradient(self._terms(value), stored)
         layout = self.layouts[self._current(value)]
         maker = self.makers.get(value)
         segment = -1 if maker is None else self.segmentation.segment_of_op[maker.index]
@@ -510,12 +513,20 @@ class _Pass:
             return [value]
         return [term for operand in op.inputs for term in self._terms(operand)]
 
-    def _finish_gradient(self, value: int, stored: Layout) -> int:
-        maker = self.makers[value]
-        layout = self.layouts[self._current(value)]
-        partial = {a: h for a, h in layout.partial if a not in stored.sharding_axes}
-        if MICRO in self.axes and MICRO not in partial:
-            raise PlanRefused(self._micro_message(maker))
-        target = Layout.of(dict(stored.shards), partial)
-        segment = self.segmentation.segment_of_op[maker.index]
-        return self._convert(value, target, segment, ShardedPhase.BACKWARD, maker)
+    def _finish_gradient(self, terms: list[int], stored: Layout) -> tuple[int, ...]:
+        """All terms cut like the parameter, and partial over the same axes."""
+        partials = [dict(self.layouts[self._current(term)].partial) for term in terms]
+        common = {
+            axis: how
+            for axis, how in partials[0].items()
+            if axis not in stored.sharding_axes and all(axis in other for other in partials)
+        }
+        finished = []
+        for term in terms:
+            maker = self.makers[term]
+            if MICRO in self.axes and MICRO not in common:
+                raise PlanRefused(self._micro_message(maker))
+            target = Layout.of(dict(stored.shards), common)
+            segment = self.segmentation.segment_of_op[maker.index]
+            finished.append(self._convert(term, target, segment, ShardedPhase.BACKWARD, maker))
+        return tuple(finished)

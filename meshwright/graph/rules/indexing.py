@@ -102,6 +102,38 @@ def _index(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec 
     )
 
 
+def _index_along(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule:
+    """``index_select`` and ``index_add``: the indexed dim is fixed, all others stay."""
+    assert results[0] is not None
+    shape = results[0].shape
+    dim = op.args[1] if isinstance(op.args[1], int) else 0
+    dim %= len(shape)
+    factors: list[OpFactor] = []
+    common: list[tuple[int, ...]] = []
+    for position, size in enumerate(shape):
+        common.append((len(factors),) if size > 1 and position != dim else ())
+        if common[-1]:
+            factors.append(OpFactor(size=size))
+
+    def dims(spec: TensorSpec) -> tuple[tuple[int, ...], ...]:
+        own = list(common) if len(spec.shape) == len(shape) else [()]
+        at = dim if len(spec.shape) == len(shape) else 0
+        if spec.shape[at] > 1:
+            own[at] = (len(factors),)
+            factors.append(OpFactor(size=spec.shape[at], fixed=True))
+        return tuple(own)
+
+    adds = op.target == "aten.index_add.default"
+    return OpRule(
+        operands=tuple(dims(spec) for spec in operands),
+        results=(dims(results[0]),),
+        factors=tuple(factors),
+        linear=(frozenset({0, 2}),) if adds else (frozenset({0}),),
+    )
+
+
 INDEXING_RULES: dict[str, RuleFunction] = {
     "aten.full.default": _filled,
     "aten.zeros.default": _filled,
@@ -119,4 +151,6 @@ INDEXING_RULES: dict[str, RuleFunction] = {
     "aten.eye.m": _counted,
     "aten.linspace.default": _counted,
     "aten.index.Tensor": _index,
+    "aten.index_select.default": _index_along,
+    "aten.index_add.default": _index_along,
 }

@@ -281,6 +281,20 @@ def _cat(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | 
     )
 
 
+def _stack(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule:
+    """The new dim is fixed, all others stay."""
+    assert results[0] is not None
+    shape = results[0].shape
+    dim = _int(op.args[1]) % len(shape) if len(op.args) > 1 else 0
+    factors, dims = _identity_factors(shape, frozenset({dim}))
+    return OpRule(
+        factors=tuple(factors),
+        operands=tuple((*dims[:dim], *dims[dim + 1 :]) for _ in operands),
+        results=(dims,),
+        linear=(frozenset(range(len(operands))),),
+    )
+
+
 def _int(arg: object) -> int:
     assert isinstance(arg, int), f"a dim must be an int, not {arg!r}"
     return arg
@@ -306,4 +320,5 @@ VIEW_RULES: dict[str, RuleFunction] = {
     "aten.split_with_sizes.default": _split,
     "aten.unbind.int": _split,
     "aten.cat.default": _cat,
+    "aten.stack.default": _stack,
 }

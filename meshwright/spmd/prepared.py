@@ -1,0 +1,109 @@
+"""A captured graph made ready for planning and lowering, and a plan applied to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from meshwright.errors import PlanRefused
+from meshwright.graph.dimensions import DimensionLabels, label_dimensions
+from meshwright.graph.factors import FactorAnalysis, analyze_factors
+from meshwright.graph.opgraph import OpGraph
+from meshwright.graph.segments import Segmentation, find_segments
+from meshwright.graph.serialize import graph_sha256
+from meshwright.graph.simplify import with_explicit_factories
+from meshwright.plans.plan import AXIS_NAMES, ParallelPlan
+from meshwright.spmd.layout import MICRO
+from meshwright.spmd.lower import lower, lower_stage
+from meshwright.spmd.program import StageProgram
+from meshwright.spmd.sharded import ShardedGraph, shard_graph
+from meshwright.spmd.stage import SegmentChoices
+
+__all__ = ["PreparedGraph", "lower_plan", "prepare", "shard_plan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedGraph:
+    """A graph with its rules, segments and dimension labels."""
+
+    graph: OpGraph
+    sha256: str
+    """Of the graph as captured; what ``ParallelPlan.model.graph_sha256`` names."""
+    analysis: FactorAnalysis
+    segmentation: Segmentation
+    labels: DimensionLabels
+
+
+def prepare(graph: OpGraph) -> PreparedGraph:
+    """Find the rules, segments and labels of a captured graph."""
+    explicit = with_explicit_factories(graph)
+    analysis = analyze_factors(explicit)
+    segmentation = find_segments(explicit, analysis.rules)
+    return PreparedGraph(
+        graph=explicit,
+        sha256=graph_sha256(graph),
+        analysis=analysis,
+        segmentation=segmentation,
+        labels=label_dimensions(analysis, segmentation),
+    )
+
+
+def shard_plan(prepared: PreparedGraph, plan: ParallelPlan) -> ShardedGraph:
+    """Every placement and redistribution of ``plan``.
+
+    Raises:
+        PlanRefused: the plan is for another graph, names unknown dimension classes, or cannot be
+            cut into its micro-batches.
+    """
+    if plan.model.graph_sha256 != prepared.sha256:
+        raise PlanRefused(
+            f"the plan is for graph {plan.model.graph_sha256[:12]} but the model captures as "
+            f"{prepared.sha256[:12]}; plan again for this model, batch and sequence length"
+        )
+    sizes = dict(zip(AXIS_NAMES, plan.mesh.stage_shape, strict=True))
+    return shard_graph(
+        prepared.analysis,
+        prepared.segmentation,
+        prepared.labels,
+        shards=[segment.shard for segment in plan.segments],
+        axis_sizes={**sizes, MICRO: plan.num_microbatches},
+    )
+
+
+def lower_plan(
+    prepared: PreparedGraph, plan: ParallelPlan, *, stage: int | None = None
+) -> tuple[StageProgram, ...]:
+    """The programs of all stages of ``plan``, or of one.
+
+    Raises:
+        PlanRefused: as ``shard_plan``, or a stage boundary no program can carry.
+    """
+    sharded = shard_plan(prepared, plan)
+    stage_of_segment = [
+        number
+        for number, part in enumerate(plan.stages)
+        for _ in range(part.first_segment, part.last_segment + 1)
+    ]
+    choices = [
+        SegmentChoices(
+            zero_stage=plan.segments[segment.segment_class].zero_stage,
+            recompute=plan.segments[segment.segment_class].recompute,
+        )
+        for segment in prepared.segmentation.segments
+    ]
+    bucket_bytes = plan.communication.bucket_bytes
+    if stage is None:
+        return lower(
+            sharded,
+            stage_of_segment=stage_of_segment,
+            choices=choices,
+            bucket_bytes=bucket_bytes,
+        )
+    return (
+        lower_stage(
+            sharded,
+            stage,
+            stage_of_segment=stage_of_segment,
+            choices=choices,
+            bucket_bytes=bucket_bytes,
+        ),
+    )
