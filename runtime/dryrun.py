@@ -33,9 +33,13 @@ from meshwright.runtime.mesh import (
 )
 from meshwright.runtime.rank import RankEngine
 from meshwright.runtime.state import RankState, local_shape
+from meshwright.runtime.transport import Transport
 from meshwright.spmd.program import Collective, StageProgram, TiedExchange, Transfer
 
 __all__ = ["DryRun", "Traffic", "dry_run", "expected_traffic"]
+
+_Counts = tuple[Counter[tuple[str, Axes]], Counter[tuple[str, Axes]]]
+"""Calls and bytes by kind and axes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +112,7 @@ def dry_run(
                 optimizer=OptimizerSpec(),
                 device=place,
             )
-            engine = _CheckedEngine(state, transport, groups, device=place)
+            engine = _CheckedEngine(state, transport, groups, counter, device=place)
             executor: StageExecutor[Tensor] = StageExecutor(
                 engine,
                 schedule=schedule,
@@ -167,6 +171,19 @@ class _CollectiveCounter(TorchDispatchMode):
             self._payload[kind, self._axes[name]] += payload.numel() * payload.element_size()
         return result
 
+    def copy(self) -> _Counts:
+        """What was counted so far."""
+        return Counter(self._calls), Counter(self._payload)
+
+    def since(self, before: _Counts) -> _Counts:
+        """What was counted after ``before``."""
+        return self._calls - before[0], self._payload - before[1]
+
+    def add(self, counts: _Counts) -> None:
+        """Count these once more."""
+        self._calls += counts[0]
+        self._payload += counts[1]
+
     def traffic(self) -> dict[tuple[str, Axes], Traffic]:
         """What was counted."""
         return {
@@ -176,12 +193,40 @@ class _CollectiveCounter(TorchDispatchMode):
 
 
 class _CheckedEngine(RankEngine):
-    """Compares every result of a function with the program's word for it."""
+    """Compares every result of a function with the program's word for it.
+
+    A function is executed for the first micro-batch only: on tensors without data, the others
+    would dispatch the same again, so they are counted with the first one's collectives.
+    """
+
+    def __init__(
+        self,
+        state: RankState,
+        transport: Transport,
+        groups: Mapping[Axes, Group],
+        counter: _CollectiveCounter,
+        *,
+        device: torch.device,
+    ) -> None:
+        super().__init__(state, transport, groups, device=device)
+        self._counter = counter
+        self._results: dict[str, Sequence[Tensor]] = {}
+        self._dispatched: dict[str, _Counts] = {}
 
     def call(self, function: str, arguments: list[Tensor]) -> Sequence[Tensor]:
         """Outputs of a function of the program."""
         code = self.functions[function].function
         self._compare(function, code.inputs, arguments)
+        if function in self._results:
+            self._counter.add(self._dispatched[function])
+            return self._results[function]
+        before = self._counter.copy()
+        self._results[function] = self._execute(function, arguments)
+        self._dispatched[function] = self._counter.since(before)
+        return self._results[function]
+
+    def _execute(self, function: str, arguments: list[Tensor]) -> Sequence[Tensor]:
+        code = self.functions[function].function
         try:
             results = super().call(function, arguments)
         except (RuntimeError, IndexError, TypeError, NotImplementedError) as error:

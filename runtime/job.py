@@ -13,24 +13,23 @@ from torch import Tensor
 
 from meshwright.capture.captured import CapturedModel, capture
 from meshwright.capture.references import resolve_model
-from meshwright.errors import BadRequest, PlannerError, PlanRefused
-from meshwright.graph.serialize import graph_sha256
+from meshwright.errors import BadRequest, PlannerError
 from meshwright.plans.plan import ParallelPlan, Precision
 from meshwright.runtime.mesh import Layout, layout_of
 from meshwright.runtime.state import TensorSource
 from meshwright.runtime.verify import source_of
-from meshwright.spmd.lower import lower
+from meshwright.spmd.prepared import PreparedGraph, lower_plan, prepare
 from meshwright.spmd.program import StageProgram
 
 __all__ = [
     "TORCH_DTYPES",
     "Failure",
     "Job",
-    "Prepared",
+    "PlannedRun",
     "failure_of",
     "full_state",
     "global_batch",
-    "prepare",
+    "open_plan",
     "read_job",
 ]
 
@@ -74,14 +73,21 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A plan with the program it stands for; holds no real tensor."""
+class PlannedRun:
+    """A plan with the captured program it is for; holds no real tensor."""
 
     plan: ParallelPlan
     captured: CapturedModel
+    prepared: PreparedGraph
     layout: Layout
-    programs: tuple[StageProgram, ...]
-    """One for each stage."""
+
+    def program(self, stage: int) -> StageProgram:
+        """The program of one stage alone."""
+        return lower_plan(self.prepared, self.plan, stage=stage)[0]
+
+    def programs(self) -> tuple[StageProgram, ...]:
+        """The programs of all stages."""
+        return lower_plan(self.prepared, self.plan)
 
 
 def read_job(path: str) -> Job:
@@ -96,12 +102,11 @@ def read_job(path: str) -> Job:
         raise BadRequest(f"job file {path}: {error}; let `meshwright run` write it") from error
 
 
-def prepare(plan: ParallelPlan) -> Prepared:
-    """Capture the plan's model and lower the plan, without memory for any tensor.
+def open_plan(plan: ParallelPlan) -> PlannedRun:
+    """Capture the plan's model, without memory for any tensor.
 
     Raises:
-        PlannerError: if the model cannot be captured, is not the one the plan was made for, or
-            the plan cannot be carried out.
+        PlannerError: if the model cannot be captured, or the runtime cannot lay out the stages.
     """
     source = resolve_model(plan.model.reference)
     dtype = TORCH_DTYPES[plan.job.precision]
@@ -109,32 +114,26 @@ def prepare(plan: ParallelPlan) -> Prepared:
         plan.job.global_batch, plan.job.seq_len, "meta", dtype=dtype
     )
     captured = capture(source.build(dtype), args, kwargs, name=plan.model.reference)
-    found = graph_sha256(captured.graph)
-    if found != plan.model.graph_sha256:
-        raise PlanRefused(
-            f"model {plan.model.reference} is now another program (graph {found[:12]}) than the "
-            f"plan was made for ({plan.model.graph_sha256[:12]}); plan it again"
-        )
-    return Prepared(
+    return PlannedRun(
         plan=plan,
         captured=captured,
+        prepared=prepare(captured.graph),
         layout=layout_of(plan),
-        programs=lower(captured.graph, plan),
     )
 
 
-def full_state(prepared: Prepared, *, seed: int) -> TensorSource:
+def full_state(run: PlannedRun, *, seed: int) -> TensorSource:
     """Full initial parameters, buffers and constants by name, alike in every process."""
-    plan = prepared.plan
+    plan = run.plan
     model = resolve_model(plan.model.reference).build(
         TORCH_DTYPES[plan.job.precision], "cpu", seed=seed
     )
-    return source_of(model, prepared.captured.constants)
+    return source_of(model, run.captured.constants)
 
 
-def global_batch(prepared: Prepared, *, seed: int) -> Mapping[str, Tensor]:
+def global_batch(run: PlannedRun, *, seed: int) -> Mapping[str, Tensor]:
     """The global batch of every step by input name, alike in every process."""
-    plan = prepared.plan
+    plan = run.plan
     args, kwargs = resolve_model(plan.model.reference).example_inputs(
         plan.job.global_batch,
         plan.job.seq_len,
@@ -142,7 +141,7 @@ def global_batch(prepared: Prepared, *, seed: int) -> Mapping[str, Tensor]:
         seed=seed,
         dtype=TORCH_DTYPES[plan.job.precision],
     )
-    return prepared.captured.flatten_data(args, kwargs)
+    return run.captured.flatten_data(args, kwargs)
 
 
 def failure_of(error: BaseException, *, rank: int, time_s: float) -> Failure:

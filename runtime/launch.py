@@ -17,7 +17,8 @@ from meshwright import errors
 from meshwright.errors import BadRequest, DoesNotFit, PlannerError
 from meshwright.plans.io import read_plan
 from meshwright.records.report import StepReport, read_step_report
-from meshwright.runtime.job import Failure, Job
+from meshwright.runtime.checks import check_program
+from meshwright.runtime.job import Failure, Job, open_plan
 
 __all__ = ["failure_from", "launch", "launch_command"]
 
@@ -54,12 +55,14 @@ def launch(
     """Run the plan in ``plan_path`` with one process, of one thread, for each of its devices.
 
     ``on_line`` gets every line the workers write, as it comes. Workers are ended if the caller is
-    interrupted.
+    interrupted. The plan is lowered here first, so that one that cannot run starts no process.
 
     Raises:
         PlannerError: the first error of any worker, in one line.
     """
     plan = read_plan(plan_path)
+    for program in open_plan(plan).programs():
+        check_program(program)
     num_ranks = plan.mesh.num_devices
     with tempfile.TemporaryDirectory(prefix="meshwright-") as folder:
         job = Job(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from meshwright.runtime import adapter
+from meshwright.runtime.checks import check_program
 from meshwright.runtime.compile import CompiledFunction, compile_function
 from meshwright.runtime.mesh import Axes, Group, program_functions
 from meshwright.runtime.state import RankState
@@ -33,6 +34,7 @@ class RankEngine:
         Raises:
             PlanRefused: if an operator does not exist or a process group is missing.
         """
+        check_program(state.program)
         self.program: StageProgram = state.program
         self.state = state
         self._transport = transport

@@ -19,6 +19,7 @@ from meshwright.errors import PlanRefused
 from meshwright.graph.opgraph import Ref
 from meshwright.plans.plan import OptimizerSpec, ScheduleName
 from meshwright.runtime import adapter
+from meshwright.runtime.checks import check_program
 from meshwright.runtime.compile import concrete, returns_one_tensor
 from meshwright.runtime.executor import StageExecutor, StepResult
 from meshwright.runtime.kernels import resolve_target
@@ -71,6 +72,7 @@ class VirtualEngine:
         optimizer: OptimizerSpec,
         device: torch.device,
     ) -> None:
+        check_program(program)
         self.program = program
         self._coordinates = layout.coordinates
         self._mail = mail

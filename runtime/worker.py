@@ -28,13 +28,14 @@ from meshwright.records.report import (
     Verified,
     finite_or_none,
 )
+from meshwright.runtime.checks import draws_random
 from meshwright.runtime.job import (
     Job,
-    Prepared,
+    PlannedRun,
     failure_of,
     full_state,
     global_batch,
-    prepare,
+    open_plan,
     read_job,
 )
 from meshwright.runtime.measure import METHOD, Measurement, measure_memory, measure_steps
@@ -85,15 +86,15 @@ def run_job(job: Job) -> None:
     """
     device = _device(job.device)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    prepared = prepare(read_plan(job.plan))
-    plan = prepared.plan
-    batch = global_batch(prepared, seed=job.seed)
-    source = full_state(prepared, seed=job.seed)
+    run = open_plan(read_plan(job.plan))
+    plan = run.plan
+    batch = global_batch(run, seed=job.seed)
+    source = full_state(run, seed=job.seed)
     with process_group(device, timeout_s=job.timeout_s) as (rank, _):
-        stage, _ = prepared.layout.locate(rank)
+        stage, _ = run.layout.locate(rank)
         session = RankSession(
-            prepared.programs[stage],
-            prepared.layout,
+            run.program(stage),
+            run.layout,
             source,
             rank=rank,
             schedule=plan.schedule,
@@ -104,14 +105,15 @@ def run_job(job: Job) -> None:
         local = session.local_batch(batch)
         torch.manual_seed(job.seed)
         verified = None
-        if job.verify_steps:
-            verified = _verify(prepared, session, source, batch, job.verify_steps)
+        # Every rank must decide alike, so all look at the programs of all stages.
+        if job.verify_steps and not any(map(draws_random, run.programs())):
+            verified = _verify(run, session, source, batch, job.verify_steps)
         del source
         measured = measure_steps(session, local, warmup=job.warmup, repeats=job.repeats)
         memory = measure_memory(session, local)
         everyone = _gather((memory, measured.losses))
         if everyone is not None:
-            report = _report(prepared, measured, everyone, verified)
+            report = _report(run, measured, everyone, verified)
             Path(job.result_dir, "report.json").write_text(report.to_json(), encoding="utf-8")
 
 
@@ -132,7 +134,7 @@ def _gather(value: Any) -> list[Any] | None:
 
 
 def _verify(
-    prepared: Prepared,
+    run: PlannedRun,
     session: RankSession,
     source: Any,
     batch: Mapping[str, Tensor],
@@ -156,14 +158,14 @@ def _verify(
         return None
     found = Steps(
         losses=tuple(next(losses for losses, _, _ in everyone if losses)),
-        gradients=_assembled(prepared, [gradients for _, gradients, _ in everyone]),
-        parameters=_assembled(prepared, [parameters for _, _, parameters in everyone]),
+        gradients=_assembled(run, [gradients for _, gradients, _ in everyone]),
+        parameters=_assembled(run, [parameters for _, _, parameters in everyone]),
     )
     expected = reference_steps(
-        prepared.captured.graph,
+        run.captured.graph,
         source,
         batch,
-        optimizer=prepared.plan.job.optimizer,
+        optimizer=run.plan.job.optimizer,
         num_steps=num_steps,
     )
     return compare(expected, found)
@@ -174,10 +176,10 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
-def _assembled(prepared: Prepared, by_rank: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    layout = prepared.layout
+def _assembled(run: PlannedRun, by_rank: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    layout = run.layout
     full = {}
-    for stage, program in enumerate(prepared.programs):
+    for stage, program in enumerate(run.programs()):
         for slot in program.parameters:
             pieces = [
                 (coordinate, by_rank[layout.rank_of(stage, coordinate)][slot.name])
@@ -190,12 +192,12 @@ def _assembled(prepared: Prepared, by_rank: list[Mapping[str, Tensor]]) -> dict[
 
 
 def _report(
-    prepared: Prepared,
+    run: PlannedRun,
     measured: Measurement,
     everyone: list[tuple[RankMemory, tuple[float, ...]]],
     verified: Verified | None,
 ) -> StepReport:
-    plan = prepared.plan
+    plan = run.plan
     samples_per_s = plan.job.global_batch / measured.timing.median_s
     prediction = plan.prediction
     return StepReport(

@@ -104,19 +104,22 @@ class RecomputeAnalysis:
         codes = np.array([_CODE[policy] for policy in policies] + [0], dtype=np.int64)
         code = codes[nodes.segment]
         again = ((code == 2) & self._needed_full) | ((code == 1) & self._needed_selective)
+        again |= nodes.is_from_parameter & self._needed_full
         reads_late = (nodes.phase[self._edge_reader] == BACKWARD) | again[self._edge_reader]
         made_late = again[self._edge_maker] & (
             nodes.segment[self._edge_maker] == nodes.segment[self._edge_reader]
         )
         is_saved = reads_late & (nodes.phase[self._edge_maker] == FORWARD) & ~made_late
-        pairs = np.unique(
-            np.stack([self._edge_value[is_saved], nodes.segment[self._edge_reader[is_saved]]]),
-            axis=1,
-        )
+        is_saved &= ~nodes.is_from_parameter[self._edge_maker]
+        # Segments are shifted by one, so that -1 has a number.
+        span = self._columns.num_segments + 1
+        late_segment = nodes.segment[self._edge_reader[is_saved]] + 1
+        codes = np.unique(self._edge_value[is_saved] * span + late_segment)
+        pairs = (codes // span, codes % span - 1)
         live, segment, phase = self._live(again, np.unique(pairs[0]))
         return Activations(
             recomputed=np.flatnonzero(again),
-            saved=(pairs[0], pairs[1]),
+            saved=pairs,
             live_bytes=live,
             live_segment=segment,
             live_phase=phase,

@@ -36,7 +36,6 @@ __all__ = [
     "CollectivePrices",
     "alternatives",
     "collective_time_s",
-    "send_time_s",
 ]
 
 LINK_EFFICIENCY = 0.8
@@ -117,14 +116,6 @@ def collective_time_s(
     return min(fixed_s + num_bytes * per_byte_s for fixed_s, per_byte_s in costs)
 
 
-def send_time_s(num_bytes: float, *, cluster: Cluster, source: int, target: int) -> float:
-    """Time of one message between two devices, seconds."""
-    if num_bytes <= 0 or source == target:
-        return 0.0
-    _, link = cluster.link_between((source, target))
-    return link.latency_s + num_bytes / _bandwidth(link)
-
-
 @dataclass(frozen=True, slots=True)
 class _Group:
     """Ranks ``first + stride * i`` of every axis: ``(size, stride)``, outermost first."""
@@ -150,6 +141,17 @@ class CollectivePrices:
         self._costs: dict[
             tuple[_Group, int, CollectiveKind], tuple[tuple[Affine, ...], ...]
         ] = {}
+        self._links: dict[tuple[int, int], Link] = {}
+
+    def send_time_s(self, num_bytes: float, source: int, target: int) -> float:
+        """Time of one message between two devices, seconds."""
+        if num_bytes <= 0 or source == target:
+            return 0.0
+        key = (source, target)
+        if key not in self._links:
+            self._links[key] = self.cluster.link_between(key)[1]
+        link = self._links[key]
+        return link.latency_s + num_bytes / _bandwidth(link)
 
     def time_s(
         self,

@@ -100,6 +100,8 @@ class NodeColumns:
     is_kept: NDArray[np.bool_]
     """Selective recompute keeps its results."""
     is_view: NDArray[np.bool_]
+    is_from_parameter: NDArray[np.bool_]
+    """Redistributes a parameter: done again in the backward pass instead of kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +160,8 @@ class ParameterColumns:
     gradient_axes: tuple[tuple[str, ...], ...]
     """Axes each gradient is partial on, micro-batches left out."""
     has_gradient: NDArray[np.bool_]
+    row_of_value: IntArray
+    """Row of a storage that is a parameter; -1 for others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,12 +230,17 @@ class _Builder:
         flop_scale = np.zeros(count, np.int64)
         num_bytes = np.zeros((count, 4))
         is_kept, is_view = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+        from_parameter = np.zeros(count, np.bool_)
+        stored = {sharded.inputs[item.value] for item in self.graph.parameters}
         for row, index in enumerate(needed):
             node = sharded.nodes[index]
             segment[row], phase[row] = node.segment, _PHASE[node.phase]
             if isinstance(node, ConvertNode):
                 is_kept[row] = self._convert(row, node, num_bytes)
                 launches[row] = len(node.steps)
+                if self.base[node.source] in stored:
+                    from_parameter[row] = True
+                    stored.add(node.result)
                 continue
             op = self.graph.ops[node.op]
             if sharded.analysis.rules[node.op].is_view:
@@ -253,6 +262,7 @@ class _Builder:
             num_bytes=num_bytes,
             is_kept=is_kept,
             is_view=is_view,
+            is_from_parameter=from_parameter,
         )
         return Columns(
             nodes=nodes,
@@ -405,7 +415,8 @@ class _Builder:
             first.setdefault(row, segment)
         # A parameter nobody reads lives on the last stage.
         last = len(sharded.segmentation.segments) - 1
-        used |= {(row, last) for row in range(len(items)) if row not in {r for r, _ in used}}
+        read = {row for row, _ in used}
+        used |= {(row, last) for row in range(len(items)) if row not in read}
         gradients = {
             output.name: terms
             for output, terms in zip(self.graph.outputs, sharded.outputs, strict=True)
@@ -429,6 +440,9 @@ class _Builder:
             use=_pairs(used),
             gradient_axes=tuple(tuple(a for a in names if a != MICRO) for names in axes),
             has_gradient=np.array([item.name in gradients for item in items], dtype=np.bool_),
+            row_of_value=np.array(
+                [row_of.get(value, -1) for value in range(len(sharded.layouts))], dtype=np.int64
+            ),
         )
 
     def _local_shape(self, value: int) -> tuple[int, ...]:

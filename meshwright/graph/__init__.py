@@ -1,5 +1,7 @@
 """The captured program and what can be said of it without running it."""
 
+from __future__ import annotations
+
 from meshwright.graph.factors import FactorAnalysis, LeafFactor, analyze_factors
 from meshwright.graph.opgraph import (
     GraphInput,

@@ -1,8 +1,8 @@
 """Labels of dimension classes inside a segment, so that a plan can say what it shards.
 
 A label says what a class does in the program (``batch``, ``sequence``, ``vocab``, ``heads``,
-``experts``, ``hidden``, ``inner``), found from the operators, never from names; a second class of the
-same kind in one segment is ``inner2``, and so on in order of appearance. Equal segments label
+``experts``, ``hidden``, ``inner``), found from the operators, never from names; a second class of
+the same kind in one segment is ``inner2``, and so on in order of appearance. Equal segments label
 alike, so a plan speaks of segment classes.
 """
 
@@ -100,9 +100,7 @@ def _label_segment(
     return labels
 
 
-def _passing_classes(
-    analysis: FactorAnalysis, segment: Segment, parameters: set[int]
-) -> set[int]:
+def _passing_classes(analysis: FactorAnalysis, segment: Segment, parameters: set[int]) -> set[int]:
     """Classes of the activations that enter or leave the segment."""
     ops = [analysis.graph.ops[index] for index in segment.forward_ops]
     made = {value for op in ops for value in op.results}

@@ -11,6 +11,7 @@ of their forward operator. Equal segments (same operators, shapes and wiring) fo
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ def find_segments(graph: OpGraph, rules: tuple[OpRule, ...]) -> Segmentation:
     cuts = _join_light(sorted(_cut(0, len(main), crossing, heavy)), heavy)
     segment_of_op = [-1] * len(graph.ops)
     bounds = [0, *cuts, len(main)]
-    for number, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
         for position in range(start, stop):
             segment_of_op[main[position]] = number
     _assign_backward(graph, segment_of_op, free)
@@ -153,7 +154,7 @@ def _cut(start: int, stop: int, crossing: list[int], heavy: list[bool]) -> set[i
         here = [p for p in range(first + 1, last) if crossing[p] == least]
         cuts.update(here)
         bounds = [first, *here, last]
-        pending += list(zip(bounds, bounds[1:], strict=False))
+        pending += list(itertools.pairwise(bounds))
     return cuts
 
 
@@ -174,8 +175,9 @@ def _join_light(cuts: list[int], heavy: list[bool]) -> list[int]:
 
 
 def _assign_backward(graph: OpGraph, segment_of_op: list[int], free: set[int]) -> None:
-    """Backward operators go where their forward operator is, sums of gradients where the last
-    of their operands is made.
+    """Backward operators go where their forward operator is.
+
+    Sums of gradients go where the last of their operands is made.
     """
     maker: dict[int, int] = {}
     last = max(segment_of_op)

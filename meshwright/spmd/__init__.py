@@ -1,0 +1,1 @@
+"""From a plan to local programs: placements, redistributions, lowering, schedules."""

@@ -149,5 +149,3 @@ class Body:
         """``value`` times a number."""
         spec = self.spec(value)
         return self.one("aten.mul.Scalar", (Ref(value), factor), spec.shape, spec.dtype)
-
-

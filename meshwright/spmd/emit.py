@@ -85,9 +85,7 @@ class Emitter:
                 return self._graph.values[value].shape[place[0]]
         raise AssertionError("a factor sits in some tensor")
 
-    def _local_args(
-        self, op: Op, node: OpNode, operands: tuple[int, ...]
-    ) -> tuple[LocalArg, ...]:
+    def _local_args(self, op: Op, node: OpNode, operands: tuple[int, ...]) -> tuple[LocalArg, ...]:
         values = iter(operands)
         args = [_renumbered(arg, values) for arg in op.args]
         for item in self._sharded.analysis.rules[node.op].local_arguments:
@@ -110,9 +108,7 @@ class Emitter:
                 args[item.position] = self._specs.shape(result)[dim]
         return tuple(args)
 
-    def _local_kwargs(
-        self, op: Op, operands: tuple[int, ...]
-    ) -> tuple[tuple[str, LocalArg], ...]:
+    def _local_kwargs(self, op: Op, operands: tuple[int, ...]) -> tuple[tuple[str, LocalArg], ...]:
         positional = sum(1 for arg in op.args for _ in _refs(arg))
         values = iter(operands[positional:])
         return tuple((name, _renumbered(arg, values)) for name, arg in op.kwargs)
@@ -240,4 +236,3 @@ def _with_offset(
     assert name == "nll_loss_backward", f"{op.target} has no kernel with an offset"
     grad, log_p, target, weight, _, ignored, _ = args
     return "meshwright.nll_backward_shard", (grad, log_p, target, start, ignored, weight)
-

@@ -138,9 +138,7 @@ class _ChannelStatistics:
 
     def total(self, value: int) -> int:
         dtype = self.body.spec(value).dtype
-        local = self.body.one(
-            "aten.sum.dim_IntList", (Ref(value), self.dims), self.channels, dtype
-        )
+        local = self.body.one("aten.sum.dim_IntList", (Ref(value), self.dims), self.channels, dtype)
         return _reduced(self.body, local, self.inside)
 
     def mean(self, value: int) -> int:

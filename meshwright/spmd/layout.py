@@ -40,7 +40,9 @@ class Layout:
     def of(shards: Mapping[Place, Iterable[str]], partial: Mapping[str, str]) -> Layout:
         """Layout from mappings in any order."""
         return Layout(
-            shards=tuple(sorted((place, order_axes(axes)) for place, axes in shards.items() if axes)),
+            shards=tuple(
+                sorted((place, order_axes(axes)) for place, axes in shards.items() if axes)
+            ),
             partial=tuple((axis, partial[axis]) for axis in order_axes(partial)),
         )
 

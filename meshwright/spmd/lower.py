@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from meshwright.graph.opgraph import OutputRole
+from meshwright.graph.opgraph import OutputRole, Ref
 from meshwright.plans.plan import Recompute
 from meshwright.spmd.crossing import StageMap, find_crossings
 from meshwright.spmd.gradients import GradientSink, finish_total
@@ -22,7 +22,6 @@ from meshwright.spmd.program import (
     TiedExchange,
     Transfer,
 )
-from meshwright.graph.opgraph import Ref
 from meshwright.spmd.sharded import Node, ShardedGraph, ShardedPhase
 from meshwright.spmd.stage import (
     FunctionWriter,
@@ -100,7 +99,7 @@ class _StageWriter:
         self._write_results()
         self.gradients = self._gradient_terms()
         self.backward, self.middle = self._backward(final=False, running=None)
-        running = [] if self.num_micro > 1 else None
+        running: list[int] | None = [] if self.num_micro > 1 else None
         self.backward_final, self.last = self._backward(final=True, running=running)
         self._rename_final()
         self._write_tied()
@@ -269,12 +268,16 @@ class _StageWriter:
             self.publish.body.segment = segment
             chunks = [self.publish.use(member.optimized) for member in members]
             pending = launch_gather(self.publish.body, members, chunks, ways=ways)
-            for member, full in zip(members, finish_gather(self.publish.body, pending), strict=True):
+            for member, full in zip(
+                members, finish_gather(self.publish.body, pending), strict=True
+            ):
                 self.published.append((member.name, full))
 
     # The program -------------------------------------------------------------------------------
 
-    def program(self, incoming: tuple[Transfer, ...], outgoing: tuple[Transfer, ...]) -> StageProgram:
+    def program(
+        self, incoming: tuple[Transfer, ...], outgoing: tuple[Transfer, ...]
+    ) -> StageProgram:
         forward_out = [self.forward.local[v] for v in self._leaving(ShardedPhase.FORWARD)]
         backward_out = [self.backward.local[v] for v in self._leaving(ShardedPhase.BACKWARD)]
         results = [value for _, value, *_ in self.outputs]
@@ -290,7 +293,9 @@ class _StageWriter:
             inputs=tuple(self.context.data.values()),
             prologue=_function("prologue", self.prologue, prologue_values),
             forward=_function("forward", self.forward, [*forward_out, *self.saved, *results]),
-            backward=_function("backward", self.backward, [*backward_out, *self.middle.accumulators]),
+            backward=_function(
+                "backward", self.backward, [*backward_out, *self.middle.accumulators]
+            ),
             backward_final=_function(
                 "backward_final",
                 self.backward_final,
@@ -298,7 +303,9 @@ class _StageWriter:
                 renamed=self.renamed,
                 extra_inputs=self.last.sums_read,
             ),
-            finalize_tied=_function("finalize_tied", self.finalize, list(self.tied_gradients.values())),
+            finalize_tied=_function(
+                "finalize_tied", self.finalize, list(self.tied_gradients.values())
+            ),
             publish=_function("publish", self.publish, [value for _, value in self.published]),
             published=tuple(self.published),
             accumulators=tuple(self.middle.accumulators),

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 
 from meshwright.graph.opgraph import Ref, TensorSpec, contiguous_stride
 from meshwright.spmd.body import Body, ValueTable
-from meshwright.spmd.program import CollectiveKind, CoordinateInt, ParameterSlot, ShardSpec, ZeroShard
+from meshwright.spmd.program import (
+    CollectiveKind,
+    CoordinateInt,
+    ParameterSlot,
+    ShardSpec,
+    ZeroShard,
+)
 
 __all__ = [
     "ZERO_AXIS",
@@ -238,7 +244,8 @@ def _unpacked(body: Body, flat: int, shapes: tuple[tuple[int, ...], ...]) -> lis
         "meshwright.unpack",
         (Ref(flat), shapes),
         tuple(
-            TensorSpec(shape=shape, dtype=dtype, stride=contiguous_stride(shape)) for shape in shapes
+            TensorSpec(shape=shape, dtype=dtype, stride=contiguous_stride(shape))
+            for shape in shapes
         ),
     )
     return [value for value in outputs if value is not None]

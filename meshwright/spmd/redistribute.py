@@ -1,7 +1,7 @@
 """From one layout of a value to another: the sequence of collectives, and its local code.
 
-A step works on one leaf, so the tensor is looked at as ``(before, leaf, after)``; where ``before`` is
-not 1 the leaf is moved to the front for the collective and back.
+A step works on one leaf, so the tensor is looked at as ``(before, leaf, after)``; where ``before``
+is not 1 the leaf is moved to the front for the collective and back.
 """
 
 from __future__ import annotations
@@ -130,9 +130,7 @@ def _reduce(path: _Path, target: Layout) -> None:
     for how in ("sum", "max"):
         axes = order_axes(axis for axis, reduction in leaving.items() if reduction == how)
         if axes:
-            path.step(
-                StepKind.ALL_REDUCE, axes, partial=path.partial_without(axes), reduction=how
-            )
+            path.step(StepKind.ALL_REDUCE, axes, partial=path.partial_without(axes), reduction=how)
 
 
 def _exchange(path: _Path, target: Layout) -> None:

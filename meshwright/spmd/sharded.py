@@ -14,8 +14,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
 from meshwright.errors import PlanRefused
 from meshwright.graph.dimensions import BATCH, SEQUENCE, DimensionLabels
@@ -24,68 +22,10 @@ from meshwright.graph.opgraph import GraphOutput, InputRole, Op, OutputRole, Pha
 from meshwright.graph.rules.base import Variant
 from meshwright.graph.segments import Segmentation
 from meshwright.spmd.layout import ALL_AXES, MICRO, Layout
+from meshwright.spmd.nodes import ConvertNode, Node, OpNode, ShardedGraph, ShardedPhase
 from meshwright.spmd.redistribute import Step, StepKind, communicates_over_micro, plan_steps
 
 __all__ = ["ConvertNode", "Node", "OpNode", "ShardedGraph", "ShardedPhase", "shard_graph"]
-
-
-class ShardedPhase(StrEnum):
-    """Which function of a stage a node belongs to."""
-
-    PROLOGUE = "prologue"
-    FORWARD = "forward"
-    BACKWARD = "backward"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpNode:
-    """One operator on local tensors."""
-
-    op: int
-    choice: tuple[tuple[str, int], ...]
-    """``(axis, leaf factor)`` for every axis that shards the operator."""
-    operands: tuple[int, ...]
-    """Sharded values, in the order of ``Op.inputs``."""
-    results: tuple[int | None, ...]
-    segment: int
-    """-1: depends on no parameter; every segment computes it for itself."""
-    phase: ShardedPhase
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertNode:
-    """One redistribution."""
-
-    source: int
-    result: int
-    steps: tuple[Step, ...]
-    segment: int
-    phase: ShardedPhase
-
-
-Node = OpNode | ConvertNode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardedGraph:
-    """All nodes in execution order; values are numbered anew, one for each layout a value takes."""
-
-    analysis: FactorAnalysis
-    segmentation: Segmentation
-    axis_sizes: dict[str, int]
-    graph_value: tuple[int, ...]
-    """For each sharded value the graph's value."""
-    layouts: tuple[Layout, ...]
-    nodes: tuple[Node, ...]
-    producer: tuple[int, ...]
-    """For each sharded value its node; -1 for inputs."""
-    inputs: dict[int, int]
-    """Graph input value to sharded value."""
-    prologue_inputs: dict[int, int]
-    """The same for inputs the prologue reads whole, over all micro-batches."""
-    outputs: tuple[tuple[int, ...], ...]
-    """For each graph output its sharded value, in the layout it leaves in; a gradient has one for
-    each use of its parameter (the terms of its sum, so that stages can hold them apart)."""
 
 
 def shard_graph(
@@ -188,9 +128,7 @@ class _Pass:
             if segment < 0:
                 self._visit_free(op)
             else:
-                phase = (
-                    ShardedPhase.FORWARD if op.phase == Phase.FORWARD else ShardedPhase.BACKWARD
-                )
+                phase = ShardedPhase.FORWARD if op.phase == Phase.FORWARD else ShardedPhase.BACKWARD
                 self._visit(op, segment, phase, self.wanted[segment])
         outputs = tuple(self._finish(output) for output in self.graph.outputs)
         for value in sorted(self.waiting_parameters):
@@ -353,7 +291,9 @@ class _Pass:
                     and not (axis == MICRO and factor.variant == Variant.REDUCE_INSIDE)
                 ]
                 if able:
-                    best = min(able, key=lambda index: (bool(factors[index].partial_results), index))
+                    best = min(
+                        able, key=lambda index: (bool(factors[index].partial_results), index)
+                    )
                     choice[axis] = best
                     left[best] //= ways
                     break
@@ -421,9 +361,14 @@ class _Pass:
         return result
 
     def _seen_through_view(
-        self, source: int, layout: Layout, steps: tuple[Step, ...], segment: int, phase: ShardedPhase
+        self,
+        source: int,
+        layout: Layout,
+        steps: tuple[Step, ...],
+        segment: int,
+        phase: ShardedPhase,
     ) -> int | None:
-        """A view of a gathered tensor instead of a gathered view, so that views share the gather."""
+        """A view of a gathered tensor instead of a gathered view: views share the gather."""
         node = self.nodes[self.producer[source]] if self.producer[source] >= 0 else None
         if (
             not isinstance(node, OpNode)

@@ -60,8 +60,7 @@ class LocalSpecs:
         return ShardSpec(
             tuple(
                 tuple(
-                    (size, layout.axes_at((dim, position)))
-                    for position, size in enumerate(sizes)
+                    (size, layout.axes_at((dim, position))) for position, size in enumerate(sizes)
                 )
                 for dim, sizes in enumerate(self.leaf_sizes(value))
             )

@@ -7,6 +7,7 @@ recompute the backward function writes forward nodes again instead.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -64,7 +65,9 @@ class StageContext:
         self.values = ValueTable()
         graph = sharded.analysis.graph
         self.input_of: dict[int, GraphInput] = {
-            sharded.inputs[item.value]: item for item in graph.inputs if item.value in sharded.inputs
+            sharded.inputs[item.value]: item
+            for item in graph.inputs
+            if item.value in sharded.inputs
         }
         by_value = {item.value: item for item in graph.inputs}
         self.whole_input_of = {
@@ -247,7 +250,7 @@ class FunctionWriter:
         """The body, with every parameter gather started one gather early."""
         launches = {start: stop for start, stop in self._launches}
         order = [start for start, _ in self._launches]
-        following = dict(zip(order, order[1:], strict=False))
+        following = dict(itertools.pairwise(order))
         result: list[Instruction] = []
         position = 0
         while position < len(self.body.instructions):

@@ -126,49 +126,22 @@ def einsum_rule(
     random: bool = False,
     is_view: bool = False,
 ) -> OpRule:
-    """Rule from an index equation, one letter a dim: ``"mk,kn->mn"``; ``"."`` is a dim without factor.
+    """Rule from an index equation, one letter a dim: ``"mk,kn->mn"``.
 
-    A letter missing in a result makes that result partial, unless ``partial`` says which results
-    are. Dims of size 1 lose their factor; a letter takes the largest size it meets, so a
-    broadcast operand simply lacks it.
+    ``"."`` is a dim without factor. A letter missing in a result makes that result partial, unless
+    ``partial`` says which results are. Dims of size 1 lose their factor; a letter takes the largest
+    size it meets, so a broadcast operand simply lacks it.
     """
-    left, right = equation.split("->")
-    operand_names = left.split(",") if left else []
-    result_names = right.split(",")
-    size_of: dict[str, int] = {}
-    tensors = [*zip(operand_names, operands, strict=True), *zip(result_names, results, strict=True)]
-    for names, spec in tensors:
-        if spec is None:
-            continue
-        assert len(names) == len(spec.shape), f"{equation}: {names} against shape {spec.shape}"
-        for name, size in zip(names, spec.shape, strict=True):
-            if name != "." and size > 1:
-                assert size_of.get(name, size) == size, f"{equation}: {name} is {size_of[name]} and {size}"
-                size_of[name] = size
+    operand_names, result_names = _tensor_names(equation)
+    size_of = _letter_sizes(equation, [*operand_names, *result_names], [*operands, *results])
     index_of = {name: index for index, name in enumerate(size_of)}
-
-    def dims(names: str, spec: TensorSpec | None) -> DimFactors:
-        if spec is None:
-            return ()
-        return tuple(
-            (index_of[name],) if name != "." and size > 1 else ()
-            for name, size in zip(names, spec.shape, strict=True)
-        )
-
-    given = partial or {}
-    present = [spec is not None for spec in results]
     factors = tuple(
         OpFactor(
             size=size,
             fixed=name in fixed,
-            partial_results=given.get(
-                name,
-                frozenset(
-                    position
-                    for position, names in enumerate(result_names)
-                    if present[position] and name not in names
-                ),
-            ),
+            partial_results=partial[name]
+            if partial is not None and name in partial
+            else _results_without(name, result_names, results),
             variant=(variants or {}).get(name, Variant.NONE),
             averaged=name in averaged,
         )
@@ -176,12 +149,59 @@ def einsum_rule(
     )
     return OpRule(
         factors=factors,
-        operands=tuple(dims(names, spec) for names, spec in zip(operand_names, operands, strict=True)),
-        results=tuple(dims(names, spec) for names, spec in zip(result_names, results, strict=True)),
+        operands=tuple(
+            _dims(names, spec, index_of)
+            for names, spec in zip(operand_names, operands, strict=True)
+        ),
+        results=tuple(
+            _dims(names, spec, index_of) for names, spec in zip(result_names, results, strict=True)
+        ),
         linear=linear,
         additive=additive,
         ignored=ignored,
         local_arguments=local_arguments,
         random=random,
         is_view=is_view,
+    )
+
+
+def _tensor_names(equation: str) -> tuple[list[str], list[str]]:
+    """Letters of each operand and of each result."""
+    left, right = equation.split("->")
+    return left.split(",") if left else [], right.split(",")
+
+
+def _letter_sizes(
+    equation: str, tensors: Sequence[str], specs: Sequence[TensorSpec | None]
+) -> dict[str, int]:
+    """Size of every letter that is larger than 1 somewhere, in order of appearance."""
+    size_of: dict[str, int] = {}
+    for names, spec in zip(tensors, specs, strict=True):
+        if spec is None:
+            continue
+        assert len(names) == len(spec.shape), f"{equation}: {names} against shape {spec.shape}"
+        for name, size in zip(names, spec.shape, strict=True):
+            if name != "." and size > 1:
+                known = size_of.setdefault(name, size)
+                assert known == size, f"{equation}: {name} is {known} and {size}"
+    return size_of
+
+
+def _dims(names: str, spec: TensorSpec | None, index_of: dict[str, int]) -> DimFactors:
+    if spec is None:
+        return ()
+    return tuple(
+        (index_of[name],) if name != "." and size > 1 else ()
+        for name, size in zip(names, spec.shape, strict=True)
+    )
+
+
+def _results_without(
+    name: str, result_names: Sequence[str], results: Sequence[TensorSpec | None]
+) -> frozenset[int]:
+    """Results that lose a dim: parts of a sum once it is sharded."""
+    return frozenset(
+        position
+        for position, (names, spec) in enumerate(zip(result_names, results, strict=True))
+        if spec is not None and name not in names
     )

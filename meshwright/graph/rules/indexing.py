@@ -25,7 +25,9 @@ def _filled(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec
     )
 
 
-def _counted(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule:
+def _counted(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule:
     """A tensor whose values depend on the position (``arange``): every rank makes all of it."""
     assert results[0] is not None
     return _factory(operands, results[0], fixed=True, shape_args=())
@@ -57,7 +59,9 @@ def _factory(
     )
 
 
-def _index(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule | None:
+def _index(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule | None:
     """``x[:, i, j, :]`` with neighbouring integer index tensors.
 
     The indexed dims of ``x`` are fixed; the broadcast dims of the indices take their place.
@@ -118,7 +122,7 @@ def _index_along(
             factors.append(OpFactor(size=size))
 
     def dims(spec: TensorSpec) -> tuple[tuple[int, ...], ...]:
-        own = list(common) if len(spec.shape) == len(shape) else [()]
+        own: list[tuple[int, ...]] = list(common) if len(spec.shape) == len(shape) else [()]
         at = dim if len(spec.shape) == len(shape) else 0
         if spec.shape[at] > 1:
             own[at] = (len(factors),)

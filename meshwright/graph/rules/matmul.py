@@ -32,7 +32,9 @@ def _addmm(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec 
     )
 
 
-def _attention(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule:
+def _attention(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule:
     """Scaled dot-product attention: batch and heads are free, the softmax needs the rest whole.
 
     The CPU kernel returns the log-sum-exp as (batch, heads, queries).

@@ -25,7 +25,9 @@ _MEAN, _SUM = 1, 2
 """Reduction codes of ATen's losses."""
 
 
-def _layer_norm(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule:
+def _layer_norm(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule:
     rank = len(operands[0].shape)
     normalized = _rank_of(op.args[1])
     lead = _LEADING[: rank - normalized]
@@ -52,7 +54,9 @@ def _layer_norm_backward(
     )
 
 
-def _rms_norm(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule:
+def _rms_norm(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule:
     rank = len(operands[0].shape)
     normalized = _rank_of(op.args[1])
     lead, norm = _LEADING[: rank - normalized], _NORMALIZED[:normalized]
@@ -74,7 +78,9 @@ def _rms_norm_backward(
     )
 
 
-def _group_norm(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule:
+def _group_norm(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule:
     """Only the batch is free; the operator is told its size in argument 3."""
     inner = _NORMALIZED[: len(operands[0].shape) - 2]
     left = f"nc{inner}" + ",c" * (len(operands) - 1)
@@ -101,8 +107,13 @@ def _group_norm_backward(
     )
 
 
-def _batch_norm(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule:
-    """Training statistics cover the whole batch, so sharding it needs collectives inside."""
+def _batch_norm(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule:
+    """Training statistics cover the whole batch, so sharding it needs collectives inside.
+
+    With the running statistics (argument 5 is false) an image is normalized by itself.
+    """
     inner = _SPATIAL[: len(operands[0].shape) - 2]
     left = f"nc{inner}" + ",c" * (len(operands) - 1)
     right = ",".join([f"nc{inner}"] + [_if(results, i, "c") for i in range(1, len(results))])
@@ -112,7 +123,7 @@ def _batch_norm(op: Op, operands: Sequence[TensorSpec], results: Sequence[Tensor
         results,
         fixed=inner,
         partial={"n": frozenset()},
-        variants={"n": Variant.REDUCE_INSIDE},
+        variants={"n": Variant.REDUCE_INSIDE} if op.args[5] else {},
     )
 
 
@@ -121,18 +132,22 @@ def _batch_norm_backward(
 ) -> OpRule:
     inner = _SPATIAL[: len(operands[0].shape) - 2]
     left = f"nc{inner},nc{inner}" + ",c" * (len(operands) - 2)
-    right = f"nc{inner},{_if(results, 1, 'c')},{_if(results, 2, 'c')}"
+    right = f"{_if(results, 0, f'nc{inner}')},{_if(results, 1, 'c')},{_if(results, 2, 'c')}"
+    training = op.args[7]
+    present = frozenset(i for i in (1, 2) if results[i] is not None)
     return einsum_rule(
         f"{left}->{right}",
         operands,
         results,
         fixed=inner,
-        partial={"n": frozenset()},
-        variants={"n": Variant.REDUCE_INSIDE},
+        partial={"n": frozenset() if training else present},
+        variants={"n": Variant.REDUCE_INSIDE} if training else {},
     )
 
 
-def _convolution(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule:
+def _convolution(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule:
     """Batch, output channels and (as a contraction) input channels; groups fix the channels."""
     rank = len(operands[0].shape)
     inner, kernel = _SPATIAL[: rank - 2], _NORMALIZED[: rank - 2]
@@ -180,7 +195,9 @@ def _convolution_backward(
     )
 
 
-def _per_image(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule:
+def _per_image(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule:
     """Pooling and resizing: image and channel are free, the spatial dims are not."""
     names: list[str] = []
     letters = iter("pqrstuvwxyz" + "ABCDEFGHIJKLMNOPQRSTUVW")
@@ -206,7 +223,9 @@ def _per_image(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorS
     )
 
 
-def _embedding(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule:
+def _embedding(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule:
     lead = _LEADING[: len(operands[1].shape)]
     return einsum_rule(
         f"vy,{lead}->{lead}y", operands, results, variants={"v": Variant.OFFSET}, linear=_FIRST
@@ -216,23 +235,33 @@ def _embedding(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorS
 def _embedding_backward(
     op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
 ) -> OpRule:
+    """Dividing by how often a row is used (argument 4) needs all indices at once."""
     lead = _LEADING[: len(operands[1].shape)]
+    by_frequency = len(op.args) > 4 and op.args[4] is True
     return einsum_rule(
-        f"{lead}y,{lead}->vy", operands, results, variants={"v": Variant.OFFSET}, linear=_FIRST
+        f"{lead}y,{lead}->vy",
+        operands,
+        results,
+        fixed=lead if by_frequency else "",
+        variants={"v": Variant.OFFSET},
+        linear=_FIRST,
     )
 
 
-def _nll(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule | None:
+def _nll(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule | None:
     if len(operands[0].shape) != 2:
         return None
     reduction = op.args[3]
     weight = ",c" if len(operands) == 3 else ""
     loss = "n" if reduction == 0 else ""
+    # Local classes give a sum, and know no total weight.
     return einsum_rule(
         f"nc,n{weight}->{loss},",
         operands,
         results,
-        fixed="nc" if reduction == _MEAN else "",
+        fixed="nc" if reduction == _MEAN else "" if reduction == _SUM and not weight else "c",
         partial={"n": frozenset({1}) if reduction == 0 else frozenset({0, 1}), "c": frozenset({0})},
         variants={"c": Variant.OFFSET},
     )
@@ -262,7 +291,7 @@ def _elementwise_loss(
 ) -> OpRule:
     """``mse_loss`` and its kin: all dims summed or averaged, or none."""
     names = _LEADING[: len(operands[0].shape)]
-    reduction = op.args[2] if len(op.args) > 2 else _MEAN
+    reduction = _reduction_code(op, 2)
     return einsum_rule(
         f"{names},{names}->{names if reduction == 0 else ''}",
         operands,
@@ -275,11 +304,8 @@ def _elementwise_loss_backward(
     op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
 ) -> OpRule:
     names = _LEADING[: len(operands[1].shape)]
-    reduction = op.args[3] if len(op.args) > 3 else _MEAN
-    grad = "".join(
-        name if size > 1 else "."
-        for name, size in zip(names[len(names) - len(operands[0].shape) :], operands[0].shape, strict=True)
-    )
+    reduction = _reduction_code(op, 3)
+    grad = _broadcast(names, operands[0])
     return einsum_rule(
         f"{grad},{names},{names}->{names}",
         operands,
@@ -289,7 +315,35 @@ def _elementwise_loss_backward(
     )
 
 
-def _triangle(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule:
+def _entropy_with_logits(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule:
+    """Like ``mse_loss``, with up to two weights that broadcast."""
+    names = _LEADING[: len(operands[0].shape)]
+    reduction = _reduction_code(op, 4)
+    every = ",".join(_broadcast(names, spec) for spec in operands)
+    return einsum_rule(
+        f"{every}->{names if reduction == 0 else ''}",
+        operands,
+        results,
+        averaged=names if reduction == _MEAN else "",
+    )
+
+
+def _reduction_code(op: Op, position: int) -> object:
+    """Argument ``position`` of a loss: 0 none, 1 mean (the default), 2 sum."""
+    return op.args[position] if len(op.args) > position else dict(op.kwargs).get("reduction", _MEAN)
+
+
+def _broadcast(names: str, spec: TensorSpec) -> str:
+    """Names of a tensor's dims that broadcasts to ``names``."""
+    own = names[len(names) - len(spec.shape) :]
+    return "".join(name if size > 1 else "." for name, size in zip(own, spec.shape, strict=True))
+
+
+def _triangle(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule:
     names = _LEADING[: len(operands[0].shape)]
     return einsum_rule(f"{names}->{names}", operands, results, fixed=names[-2:], linear=_FIRST)
 
@@ -353,7 +407,7 @@ NN_RULES: dict[str, RuleFunction] = {
     "aten.mse_loss_backward.default": _elementwise_loss_backward,
     "aten.smooth_l1_loss.default": _elementwise_loss,
     "aten.huber_loss.default": _elementwise_loss,
-    "aten.binary_cross_entropy_with_logits.default": _elementwise_loss,
+    "aten.binary_cross_entropy_with_logits.default": _entropy_with_logits,
     "aten.tril.default": _triangle,
     "aten.triu.default": _triangle,
     "aten.constant_pad_nd.default": _pad,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from meshwright.graph.opgraph import Op, TensorSpec
 from meshwright.graph.rules.base import (
@@ -56,7 +57,8 @@ def _reduction(
     kept = [operand[dim] for dim in range(rank) if dim not in reduced]
     spread = [() if dim in reduced else operand[dim] for dim in range(rank)]
     result_dims = tuple(
-        () if spec is None else tuple(spread if len(spec.shape) == rank else kept) for spec in results
+        () if spec is None else tuple(spread if len(spec.shape) == rank else kept)
+        for spec in results
     )
     return OpRule(
         factors=tuple(factors),
@@ -74,7 +76,9 @@ def _mean(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec |
     return _reduction(op, operands, results, reduction="sum", averaged=True)
 
 
-def _maximum(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule:
+def _maximum(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule:
     return _reduction(op, operands, results, reduction="max")
 
 
@@ -101,16 +105,19 @@ def _along_dim(
     factors: list[OpFactor] = []
     dims: list[tuple[int, ...]] = []
     own_sizes: dict[int, int] = {}
+    specs = [spec for spec in (*operands, *results) if spec is not None]
     for position, size in enumerate(operands[0].shape):
         if size == 1:
             dims.append(())
             continue
+        # Where sizes differ (a short index) blocks of one do not match blocks of the other.
         needs_whole = position == dim
+        differs = any(spec.shape[position] != size for spec in specs)
         dims.append((len(factors),))
         factors.append(
             OpFactor(
                 size=size,
-                fixed=needs_whole and variant == Variant.NONE,
+                fixed=differs or (needs_whole and variant == Variant.NONE),
                 variant=variant if needs_whole else Variant.NONE,
             )
         )
@@ -143,7 +150,9 @@ def _dim_argument(op: Op, position: int, default: int = -1) -> int:
     return arg if isinstance(arg, int) else default
 
 
-def _softmax(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule:
+def _softmax(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule:
     inside = op.target == "aten._log_softmax.default"
     return _along_dim(
         op,
@@ -168,11 +177,39 @@ def _softmax_backward(
     )
 
 
-def _needs_dim(position: int, default: int = -1) -> RuleFunction:
-    def rule(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule:
-        return _along_dim(op, operands, results, dim=_dim_argument(op, position, default))
+def _needs_dim(position: int | None, default: int = -1) -> RuleFunction:
+    """``position`` of the dim among the arguments; ``None`` where it is given by name alone."""
+
+    def rule(
+        op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+    ) -> OpRule:
+        named = dict(op.kwargs).get("dim")
+        if isinstance(named, int):
+            dim = named
+        else:
+            dim = default if position is None else _dim_argument(op, position, default)
+        return _along_dim(op, operands, results, dim=dim)
 
     return rule
+
+
+def _flip(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule | None:
+    """The turned dim stays whole; several at once have no rule."""
+    dims = op.args[1]
+    if not isinstance(dims, tuple) or len(dims) != 1 or not isinstance(dims[0], int):
+        return None
+    return _along_dim(op, operands, results, dim=dims[0], linear=_FIRST)
+
+
+def _norm(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule | None:
+    """A norm over everything; one over some dims has no rule."""
+    if len(op.args) > 2 and op.args[2] is not None:
+        return None
+    return _reduction(replace(op, args=op.args[:1]), operands, results, reduction="sum", fixed=True)
 
 
 REDUCTION_RULES: dict[str, RuleFunction] = {
@@ -196,7 +233,7 @@ REDUCTION_RULES: dict[str, RuleFunction] = {
     "aten.var.correction": _whole,
     "aten.std.correction": _whole,
     "aten.var_mean.correction": _whole,
-    "aten.linalg_vector_norm.default": _whole,
+    "aten.linalg_vector_norm.default": _norm,
     "aten.logsumexp.default": _whole,
     "aten._softmax.default": _softmax,
     "aten._safe_softmax.default": _softmax,
@@ -206,13 +243,12 @@ REDUCTION_RULES: dict[str, RuleFunction] = {
     "aten.cumsum.default": _needs_dim(1),
     "aten.cumprod.default": _needs_dim(1),
     "aten.sort.default": _needs_dim(1),
-    "aten.sort.stable": _needs_dim(2),
+    "aten.sort.stable": _needs_dim(None),
     "aten.argsort.default": _needs_dim(1),
     "aten.topk.default": _needs_dim(2),
-    "aten.flip.default": _needs_dim(1),
+    "aten.flip.default": _flip,
     "aten.gather.default": _needs_dim(1, 0),
     "aten.scatter.src": _needs_dim(1, 0),
     "aten.scatter.value": _needs_dim(1, 0),
     "aten.scatter_add.default": _needs_dim(1, 0),
 }
-"""``linalg_vector_norm`` takes its dims third; with a dim given it is left without sharding."""

@@ -1,7 +1,7 @@
 """Views, splits, concatenations and slices: operators that only rename or pick indices.
 
-``view`` is where factors come from: a reshape of ``(B, T, 3 D)`` to ``(B, T, 3, H, E)`` says that the
-last dim is a product of three factors. Two shapes are matched by walking both from the left and
+``view`` is where factors come from: a reshape of ``(B, T, 3 D)`` to ``(B, T, 3, H, E)`` says that
+the last dim is a product of three factors. Two shapes are matched by walking both from the left and
 taking common divisors; what cannot be matched is fixed.
 """
 
@@ -74,7 +74,9 @@ def _view(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec |
     )
 
 
-def _identity_factors(shape: tuple[int, ...], fixed: frozenset[int]) -> tuple[list[OpFactor], DimFactors]:
+def _identity_factors(
+    shape: tuple[int, ...], fixed: frozenset[int]
+) -> tuple[list[OpFactor], DimFactors]:
     """One factor for each dim larger than 1."""
     factors: list[OpFactor] = []
     dims: list[tuple[int, ...]] = []
@@ -130,7 +132,9 @@ def _unsqueeze(op: Op, operands: Sequence[TensorSpec], _: Sequence[TensorSpec | 
     return _renamed(operands, order)
 
 
-def _squeeze(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule:
+def _squeeze(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule:
     shape = operands[0].shape
     if len(op.args) > 1:
         named = op.args[1] if isinstance(op.args[1], tuple) else (op.args[1],)
@@ -146,7 +150,9 @@ def _expand(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec
     shape = results[0].shape
     factors, result = _identity_factors(shape, frozenset())
     shift = len(shape) - len(operands[0].shape)
-    operand = tuple(result[dim + shift] if size > 1 else () for dim, size in enumerate(operands[0].shape))
+    operand = tuple(
+        result[dim + shift] if size > 1 else () for dim, size in enumerate(operands[0].shape)
+    )
     return OpRule(
         factors=tuple(factors),
         operands=(operand,),
@@ -176,7 +182,11 @@ def _slice_like(
             result[dim] = (len(factors),)
             factors.append(OpFactor(size=results[0].shape[dim], fixed=True))
     return OpRule(
-        factors=tuple(factors), operands=(dims,), results=(tuple(result),), linear=_LINEAR, is_view=True
+        factors=tuple(factors),
+        operands=(dims,),
+        results=(tuple(result),),
+        linear=_LINEAR,
+        is_view=True,
     )
 
 
@@ -245,7 +255,9 @@ def _split(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec 
     )
 
 
-def _cat(op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]) -> OpRule | None:
+def _cat(
+    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
+) -> OpRule | None:
     """Equal parts: the joined dim is (part, rest); otherwise it is fixed."""
     assert results[0] is not None
     shape = results[0].shape

@@ -1,0 +1,11 @@
+"""``python -m meshwright.cli``: the same as ``meshwright``."""
+
+from __future__ import annotations
+
+import sys
+
+from meshwright.cli.main import main
+
+__all__: list[str] = []
+
+sys.exit(main())

@@ -1,0 +1,196 @@
+"""Peak memory of every stage, by cause.
+
+A rank of stage s holds at its worst moment the larger of two sums. While computing::
+
+    parameters         n e or a ZeRO-3 chunk                          (cost.parameters)
+  + optimizer          moments and copies
+  + inputs             data of the rank's batch, buffers, prologue values
+  + accumulators       running sums of gradients, with several micro-batches
+  + activations        kept values x micro-batches in flight: min(S - s, M) under 1F1B, M under GPipe
+  + gradients          made by the backward so far
+  + gathered           ZeRO 3: parameters of two neighboring segments
+  + transient          values alive inside the segment at work
+  + communication      gradient buckets and values received or sent
+
+and while the optimizer steps: parameters + optimizer + inputs + gradients + its temporaries
+(the fp32 copy of the gradients, one list of square roots for AdamW).
+
+The worst moment is found over the forward and the backward of every segment: in the backward of
+segment j the kept values of segments up to j are still there and the gradients of those from j on.
+On CUDA every parameter, gradient, moment and kept value is rounded up to 512 bytes, the block of
+the caching allocator; transients are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from meshwright.cost.columns import FloatArray, IntArray
+from meshwright.cost.parameters import ParameterState, StageParameters
+from meshwright.cost.table import CostTable, Split
+from meshwright.plans.plan import Recompute, ScheduleName
+from meshwright.spmd.schedule import num_in_flight
+
+__all__ = ["CAUSES", "MemoryRequest", "StageMemory", "stage_memory"]
+
+CAUSES = (
+    "parameters",
+    "optimizer",
+    "inputs",
+    "accumulators",
+    "gradients",
+    "activations",
+    "gathered_parameters",
+    "transient",
+    "communication",
+    "optimizer_step",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRequest:
+    """What the memory of a plan depends on."""
+
+    split: Split
+    policies: tuple[Recompute, ...]
+    """One for each segment."""
+    schedule: ScheduleName
+    starts: tuple[int, ...]
+    """First segment of each stage."""
+    bucket_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMemory:
+    """Bytes of every stage at its worst moment."""
+
+    by_cause: dict[str, FloatArray]
+    """``CAUSES`` to (stages,)."""
+
+    @property
+    def peak_bytes(self) -> FloatArray:
+        """Sum over the causes; (stages,)."""
+        return np.asarray(np.sum(list(self.by_cause.values()), axis=0))
+
+
+def stage_memory(
+    table: CostTable,
+    request: MemoryRequest,
+    *,
+    state: ParameterState,
+    placed: StageParameters,
+    gathered_bytes: FloatArray,
+    crossing_bytes: FloatArray,
+    is_rounded: bool,
+) -> StageMemory:
+    """Peak memory of every stage.
+
+    Args:
+        table: the cost table.
+        request: the plan's choices.
+        state: bytes of every parameter.
+        placed: which parameters live where.
+        gathered_bytes: (segments,) of ZeRO-3 parameters gathered for a segment.
+        crossing_bytes: (stages,) received and sent in one micro-batch.
+        is_rounded: the allocator rounds up to 512 bytes.
+    """
+    starts = np.array(request.starts, dtype=np.int64)
+    num_stages, num_segments = len(starts), table.num_segments
+    stage_of = np.repeat(np.arange(num_stages), np.diff([*request.starts, num_segments]))
+    micro = request.split.num_microbatches
+    flight = np.array(
+        [
+            num_in_flight(
+                request.schedule, stage=s, num_stages=num_stages, num_microbatches=micro
+            )
+            for s in range(num_stages)
+        ],
+        dtype=np.float64,
+    )
+    saved = _saved_by_segment(table, request, stage_of, is_rounded)
+    here = np.bincount(
+        placed.segment, weights=state.gradient_bytes[placed.parameter], minlength=num_segments
+    )
+    transient = table.transient_bytes(request.split, request.policies)
+    gathered = _two_segments(gathered_bytes, stage_of)
+
+    def per_stage(amount: FloatArray) -> FloatArray:
+        return np.bincount(placed.stage, weights=amount[placed.parameter], minlength=num_stages)
+
+    parameters = per_stage(state.stored_bytes)
+    gradients = per_stage(state.gradient_bytes)
+    saved_total = np.add.reduceat(saved, starts)
+    before = np.concatenate([[0.0], np.cumsum(saved)])
+    kept = before[1:] - before[starts][stage_of]
+    gradients_before = np.concatenate([[0.0], np.cumsum(here)])
+    made = (gradients_before[np.append(starts[1:], num_segments)])[stage_of] - gradients_before[:-1]
+    forward = kept + transient[0] + gathered
+    backward = kept + made + transient[1] + gathered
+    best_forward = _argmax_by_stage(forward, starts, stage_of)
+    best_backward = _argmax_by_stage(backward, starts, stage_of)
+    in_backward = backward[best_backward] >= forward[best_forward]
+    moment = np.where(in_backward, best_backward, best_forward)
+    reduces = request.split.data_parallel > 1
+    bucket = 2.0 * np.minimum(request.bucket_bytes, gradients) if reduces else np.zeros(num_stages)
+    zeros = np.zeros(num_stages)
+    computing = {
+        "parameters": parameters,
+        "optimizer": per_stage(state.optimizer_bytes),
+        "inputs": zeros + table.shared_bytes(request.split),
+        "accumulators": gradients if micro > 1 else zeros,
+        "gradients": np.where(in_backward, made[moment], 0.0),
+        "activations": (flight - 1) * saved_total + kept[moment],
+        "gathered_parameters": gathered[moment],
+        "transient": np.where(in_backward, transient[1][moment], transient[0][moment]),
+        "communication": bucket + crossing_bytes,
+        "optimizer_step": zeros,
+    }
+    stepping = {
+        **dict.fromkeys(CAUSES, zeros),
+        "parameters": parameters,
+        "optimizer": computing["optimizer"],
+        "inputs": computing["inputs"],
+        "gradients": gradients,
+        "optimizer_step": per_stage(state.step_bytes),
+    }
+    steps_higher = np.sum(list(stepping.values()), axis=0) > np.sum(
+        list(computing.values()), axis=0
+    )
+    return StageMemory(
+        by_cause={
+            cause: np.where(steps_higher, stepping[cause], computing[cause]) for cause in CAUSES
+        }
+    )
+
+
+def _saved_by_segment(
+    table: CostTable, request: MemoryRequest, stage_of: IntArray, is_rounded: bool
+) -> FloatArray:
+    """(segments,) bytes kept for one micro-batch, each storage once on every stage that needs it.
+
+    It is counted with the first segment of the stage that needs it, since it lives until that
+    segment's backward.
+    """
+    value, segment = table.saved_on_stages(request.policies, stage_of)
+    columns = table.columns.values
+    sizes = columns.num_bytes[value] * table.weights(request.split)[columns.scale[value]]
+    if is_rounded:
+        sizes = np.ceil(sizes / 512) * 512
+    return np.bincount(segment, weights=sizes, minlength=table.num_segments)
+
+
+def _two_segments(gathered: FloatArray, stage_of: IntArray) -> FloatArray:
+    """A segment's gathered parameters and the larger neighbor's of the same stage."""
+    after = np.append(gathered[1:], 0.0) * np.append(stage_of[1:] == stage_of[:-1], False)
+    before = np.insert(gathered[:-1], 0, 0.0) * np.insert(stage_of[1:] == stage_of[:-1], 0, False)
+    return gathered + np.maximum(after, before)
+
+
+def _argmax_by_stage(amount: FloatArray, starts: IntArray, stage_of: IntArray) -> IntArray:
+    """First segment of each stage at which ``amount`` is largest."""
+    is_largest = amount == np.maximum.reduceat(amount, starts)[stage_of]
+    where = np.flatnonzero(is_largest)
+    _, first = np.unique(stage_of[where], return_index=True)
+    return np.asarray(where[first])

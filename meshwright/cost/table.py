@@ -1,0 +1,354 @@
+"""The cost table: times, traffic and bytes of one way of sharding, for any batch split.
+
+Built once from a sharded graph; then a plan's cost is look-ups and array arithmetic. What varies
+freely: ``dp_replicate``, ``dp_shard``, number of micro-batches, stages, recompute, ZeRO. What is fixed:
+the labels each axis shards and the sizes of the axes inside a layer (``cp``, ``ep``, ``tp``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from meshwright.cost.activations import Activations, RecomputeAnalysis
+from meshwright.cost.collectives import CollectivePrices
+from meshwright.cost.columns import (
+    BACKWARD,
+    FORWARD,
+    PROLOGUE,
+    Columns,
+    FloatArray,
+    IntArray,
+    columns_of,
+    scale_weights,
+)
+from meshwright.cost.parameters import ParameterTable
+from meshwright.cost.roofline import Roofline
+from meshwright.plans.plan import Recompute
+from meshwright.spmd.program import CollectiveKind
+from meshwright.spmd.sharded import ShardedGraph
+
+__all__ = ["CollectiveCount", "CostTable", "SegmentTimes", "Split"]
+
+DATA_AXES = ("dp_replicate", "dp_shard")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """How a batch is split, and where its mesh lies."""
+
+    axis_sizes: tuple[tuple[str, int], ...]
+    """Every mesh axis."""
+    num_microbatches: int
+    num_stages: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """``axis_sizes`` as a mapping."""
+        return dict(self.axis_sizes)
+
+    @property
+    def data_parallel(self) -> int:
+        """Devices the batch is split over."""
+        sizes = self.sizes
+        return sizes["dp_replicate"] * sizes["dp_shard"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentTimes:
+    """Seconds of one micro-batch, by segment; arrays of shape (segments,)."""
+
+    forward_s: FloatArray
+    backward_s: FloatArray
+    """Includes what is computed again."""
+    forward_launch_s: FloatArray
+    """Launches that do not hide behind the device's work."""
+    backward_launch_s: FloatArray
+    forward_communication_s: FloatArray
+    backward_communication_s: FloatArray
+    free_s: float
+    """Of what every stage computes for itself in each micro-batch."""
+    prologue_s: float
+    """Once in a step."""
+
+    @property
+    def total_s(self) -> FloatArray:
+        """Forward and backward with launches and collectives; (segments,)."""
+        return np.asarray(
+            self.forward_s
+            + self.backward_s
+            + self.forward_launch_s
+            + self.backward_launch_s
+            + self.forward_communication_s
+            + self.backward_communication_s
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectiveCount:
+    """Collectives of one kind along the same axes."""
+
+    count: int
+    num_bytes: int
+    """Sum of full payloads."""
+
+
+class CostTable:
+    """All amounts of one sharded graph; see the module docstring."""
+
+    def __init__(self, sharded: ShardedGraph, *, scaled: bool, is_rounded: bool) -> None:
+        """Build the columns.
+
+        Args:
+            sharded: the sharded graph.
+            scaled: serve any number of data-parallel ranks and micro-batches; otherwise only the
+                sharded graph's own.
+            is_rounded: the device's allocator rounds every tensor up to 512 bytes.
+        """
+        self.columns: Columns = columns_of(sharded, scaled=scaled)
+        self.parameters = ParameterTable(self.columns.parameters, is_rounded=is_rounded)
+        self.recompute = RecomputeAnalysis(self.columns)
+        self.num_segments = self.columns.num_segments
+        self._activations: dict[tuple[Recompute, ...], Activations] = {}
+        self._times: dict[tuple[object, ...], SegmentTimes] = {}
+        self._node_times: dict[tuple[object, ...], tuple[FloatArray, FloatArray]] = {}
+        self._crossings: dict[bytes, tuple[IntArray, IntArray]] = {}
+        self._saved: dict[tuple[object, ...], tuple[IntArray, IntArray]] = {}
+        self._transients: dict[tuple[object, ...], FloatArray] = {}
+        self._data, self._early = self._shared_values()
+
+    def weights(self, split: Split) -> FloatArray:
+        """Factors for amounts that the columns leave to the batch axes."""
+        if not self.columns.is_scaled:
+            return np.ones(4)
+        return scale_weights(
+            data_parallel=split.data_parallel, num_microbatches=split.num_microbatches
+        )
+
+    def activations(self, policies: tuple[Recompute, ...]) -> Activations:
+        """What ``policies``, one for each segment, keep and recompute."""
+        if policies not in self._activations:
+            self._activations[policies] = self.recompute.of(policies)
+        return self._activations[policies]
+
+    # Time --------------------------------------------------------------------------------------
+
+    def segment_times(
+        self,
+        split: Split,
+        policies: tuple[Recompute, ...],
+        *,
+        roofline: Roofline,
+        prices: CollectivePrices,
+    ) -> SegmentTimes:
+        """Times of every segment under one split and choice of policies."""
+        split = self._merged(split)
+        key = (split, policies, roofline)
+        if key not in self._times:
+            self._times[key] = self._segment_times(split, policies, roofline, prices)
+        return self._times[key]
+
+    def _merged(self, split: Split) -> Split:
+        """``split`` with one batch axis, where the columns know only one: the same groups."""
+        if not self.columns.is_scaled:
+            return split
+        sizes = split.sizes
+        sizes["dp_shard"] *= sizes["dp_replicate"]
+        sizes["dp_replicate"] = 1
+        return replace(split, axis_sizes=tuple(sizes.items()))
+
+    def _times_of_nodes(
+        self, split: Split, roofline: Roofline, prices: CollectivePrices
+    ) -> tuple[FloatArray, FloatArray]:
+        """Device time and communication time of every node, once."""
+        key = (split, roofline)
+        if key not in self._node_times:
+            nodes, weights = self.columns.nodes, self.weights(split)
+            device_s = roofline.device_time_s(
+                nodes.flop * weights[nodes.flop_scale], nodes.num_bytes @ weights
+            )
+            table = self.columns.collectives
+            each_s = np.zeros(len(table.node))
+            payload = table.num_bytes * weights[table.scale]
+            for group, (kind, axes) in enumerate(table.groups):
+                rows = table.group == group
+                each_s[rows] = prices.time_s(
+                    kind,
+                    payload[rows],
+                    axes=self.actual_axes(axes),
+                    axis_sizes=split.sizes,
+                    num_stages=split.num_stages,
+                )
+            communication_s = np.bincount(
+                table.node, weights=each_s, minlength=len(nodes.segment)
+            )
+            self._node_times[key] = (device_s, communication_s)
+        return self._node_times[key]
+
+    def actual_axes(self, axes: Sequence[str]) -> tuple[str, ...]:
+        """Axes of a collective; in scaled columns ``dp_shard`` stands for both batch axes."""
+        if not self.columns.is_scaled or "dp_shard" not in axes:
+            return tuple(axes)
+        return (*DATA_AXES, *(axis for axis in axes if axis not in DATA_AXES))
+
+    def _segment_times(
+        self,
+        split: Split,
+        policies: tuple[Recompute, ...],
+        roofline: Roofline,
+        prices: CollectivePrices,
+    ) -> SegmentTimes:
+        nodes = self.columns.nodes
+        device_s, communication_s = self._times_of_nodes(split, roofline, prices)
+        again = self.activations(policies).recomputed
+        forward = np.flatnonzero(nodes.phase == FORWARD)
+        late = np.concatenate([np.flatnonzero(nodes.phase == BACKWARD), again])
+        # Segment -1 (free operators) is counted in the last place.
+        count = self.num_segments + 1
+
+        def total(rows: IntArray, amounts: FloatArray) -> FloatArray:
+            segments = nodes.segment[rows] % count
+            return np.bincount(segments, weights=amounts[rows], minlength=count)
+
+        forward_s, backward_s = total(forward, device_s), total(late, device_s)
+        forward_launch_s = roofline.exposed_launch_s(forward_s, total(forward, nodes.num_launches))
+        backward_launch_s = roofline.exposed_launch_s(backward_s, total(late, nodes.num_launches))
+        forward_communication_s = total(forward, communication_s)
+        prologue = nodes.phase == PROLOGUE
+        return SegmentTimes(
+            forward_s=forward_s[:-1],
+            backward_s=backward_s[:-1],
+            forward_launch_s=forward_launch_s[:-1],
+            backward_launch_s=backward_launch_s[:-1],
+            forward_communication_s=forward_communication_s[:-1],
+            backward_communication_s=total(late, communication_s)[:-1],
+            free_s=float(forward_s[-1] + forward_launch_s[-1] + forward_communication_s[-1]),
+            prologue_s=float(device_s[prologue].sum() + communication_s[prologue].sum()),
+        )
+
+    # Bytes -------------------------------------------------------------------------------------
+
+    def crossing_bytes(
+        self, split: Split, stage_of_segment: IntArray
+    ) -> Mapping[tuple[int, int, int], float]:
+        """Bytes of one micro-batch by (phase, source stage, target stage), for one rank."""
+        key = stage_of_segment.tobytes()
+        if key not in self._crossings:
+            self._crossings[key] = self._find_crossings(stage_of_segment)
+        item, where = self._crossings[key]
+        values = self.columns.values
+        sizes = values.own_bytes[item] * self.weights(split)[values.own_scale[item]]
+        span = int(stage_of_segment.max()) + 1
+        total = np.bincount(where, weights=sizes)
+        return {
+            (code // span**2, code // span % span, code % span): float(total[code])
+            for code in np.flatnonzero(total).tolist()
+        }
+
+    def _find_crossings(self, stage_of_segment: IntArray) -> tuple[IntArray, IntArray]:
+        """Every value that crosses, and (phase, source, target) as one number in base stages."""
+        values, nodes = self.columns.values, self.columns.nodes
+        maker = values.own_producer[values.crossing_value]
+        reader = values.edge_reader
+        bound = (maker >= 0) & (nodes.segment[maker] >= 0) & (nodes.segment[reader] >= 0)
+        value, reader, maker = values.crossing_value[bound], reader[bound], maker[bound]
+        source = stage_of_segment[nodes.segment[maker]]
+        target = stage_of_segment[nodes.segment[reader]]
+        span = int(stage_of_segment.max()) + 1
+        crosses = source != target
+        where = (nodes.phase[maker] * span + source) * span + target
+        codes = np.unique(value[crosses] * (3 * span**2) + where[crosses])
+        return codes // (3 * span**2), codes % (3 * span**2)
+
+    def saved_on_stages(
+        self, policies: tuple[Recompute, ...], stage_of_segment: IntArray
+    ) -> tuple[IntArray, IntArray]:
+        """Kept storages, once for every stage that needs them, and the first segment that does."""
+        key = (policies, stage_of_segment.tobytes())
+        if key not in self._saved:
+            value, segment = self.activations(policies).saved
+            bound = segment >= 0
+            value, segment = value[bound], segment[bound]
+            span = int(stage_of_segment.max()) + 1
+            # Pairs are sorted by storage and segment, so the first of each has the least segment.
+            codes, first = np.unique(value * span + stage_of_segment[segment], return_index=True)
+            self._saved[key] = (codes // span, segment[first])
+        return self._saved[key]
+
+    def shared_bytes(self, split: Split) -> float:
+        """Data, buffers and what the prologue makes: a rank's whole batch of it.
+
+        Counted on every stage, though a stage may read only some of it.
+        """
+        values, weights = self.columns.values, self.weights(split)
+        # Data are cut into micro-batches only when used.
+        whole = np.ones(4)
+        if self.columns.is_scaled:
+            whole[2:] = weights[2]
+        total = (values.num_bytes[self._data] * whole[values.scale[self._data]]).sum()
+        total += (values.num_bytes[self._early] * weights[values.scale[self._early]]).sum()
+        return float(total)
+
+    def _shared_values(self) -> tuple[IntArray, IntArray]:
+        """Storages of inputs other than parameters, and of what the prologue makes."""
+        values, nodes = self.columns.values, self.columns.nodes
+        used = np.unique(values.edge_value)
+        made = used[values.producer[used] >= 0]
+        return used[values.is_data[used]], made[nodes.phase[values.producer[made]] == PROLOGUE]
+
+    def transient_bytes(self, split: Split, policies: tuple[Recompute, ...]) -> FloatArray:
+        """(2, segments): most bytes alive beyond the kept ones in each forward and backward."""
+        key = (split.data_parallel, split.num_microbatches, policies)
+        if key not in self._transients:
+            self._transients[key] = self.activations(policies).transient_bytes(
+                self.weights(split), self.num_segments
+            )
+        return self._transients[key]
+
+    # Counts ------------------------------------------------------------------------------------
+
+    def convert_counts(
+        self, split: Split, policies: tuple[Recompute, ...], stage_of_segment: IntArray
+    ) -> tuple[dict[tuple[CollectiveKind, tuple[str, ...]], CollectiveCount], ...]:
+        """For each stage the collectives of redistributions in one step, by kind and axes.
+
+        Backward and forward ones count once for each micro-batch.
+        """
+        nodes, table = self.columns.nodes, self.columns.collectives
+        again = np.zeros(len(nodes.segment), np.int64)
+        again[self.activations(policies).recomputed] = 1
+        runs = np.where(nodes.phase == PROLOGUE, 1, (1 + again) * split.num_microbatches)
+        payload = np.rint(table.num_bytes * self.weights(split)[table.scale]).astype(np.int64)
+        found = []
+        for stage in range(int(stage_of_segment.max()) + 1):
+            mine = self._nodes_of_stage(stage, stage_of_segment)[table.node]
+            counts: dict[tuple[CollectiveKind, tuple[str, ...]], CollectiveCount] = {}
+            for group, (kind, axes) in enumerate(table.groups):
+                named = tuple(a for a in self.actual_axes(axes) if split.sizes.get(a, 1) > 1)
+                rows = mine & (table.group == group)
+                number = int(runs[table.node[rows]].sum())
+                if not named or not number:
+                    continue
+                num_bytes = int((runs[table.node[rows]] * payload[rows]).sum())
+                before = counts.get((kind, named), CollectiveCount(count=0, num_bytes=0))
+                counts[kind, named] = CollectiveCount(
+                    count=before.count + number, num_bytes=before.num_bytes + num_bytes
+                )
+            found.append(counts)
+        return tuple(found)
+
+    def _nodes_of_stage(self, stage: int, stage_of_segment: IntArray) -> np.ndarray:
+        """Which nodes a stage runs: its segments' and the free ones they need."""
+        nodes, values = self.columns.nodes, self.columns.values
+        free = nodes.segment < 0
+        mine = ~free & (stage_of_segment[nodes.segment] == stage)
+        maker = values.own_producer[values.crossing_value]
+        edges = (maker >= 0) & free[np.maximum(maker, 0)]
+        maker, reader = maker[edges], values.edge_reader[edges]
+        while True:
+            wanted = np.unique(maker[mine[reader]])
+            if mine[wanted].all():
+                return mine
+            mine[wanted] = True

@@ -1,0 +1,105 @@
+"""What every solver shares: the context of a search, a candidate, and what a search returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from meshwright.cluster.model import Cluster
+from meshwright.cost.model import AnalyticCostModel
+from meshwright.cost.step import StepCost
+from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan
+
+__all__ = ["Candidate", "Progress", "Proposer", "SearchContext", "SolveResult", "SolveStatus"]
+
+Progress = Callable[[str], None]
+"""Told in one line what the search is doing."""
+
+
+class SolveStatus(StrEnum):
+    """How a search ended."""
+
+    DONE = "done"
+    """The whole space was searched."""
+    STOPPED = "stopped"
+    """Some of the space was left out to save time."""
+    NOTHING_FITS = "nothing_fits"
+    NOT_APPLICABLE = "not_applicable"
+    """The solver has no plan for such a graph or cluster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchContext:
+    """What a search is about; its cost model remembers the tables it built."""
+
+    model: AnalyticCostModel
+    reference: GraphReference
+    cluster: Cluster
+    cluster_name: str
+    """As the user wrote it; goes into the plan."""
+    job: JobSpec
+    level: str
+    """``O1`` or ``O2``."""
+    batch: int
+    """Samples that the batch axes may divide; 1 where the data have no batch."""
+    can_split_step: bool
+    """Micro-batches give the same loss as the whole batch."""
+    progress: Progress | None = field(default=None, compare=False)
+
+    def report(self, text: str) -> None:
+        """Tell whoever listens."""
+        if self.progress is not None:
+            self.progress(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A plan and what it costs."""
+
+    plan: ParallelPlan
+    cost: StepCost
+    solver: str
+
+    @property
+    def time_s(self) -> float:
+        """Predicted step time."""
+        return self.cost.time_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolveResult:
+    """What a proposer found."""
+
+    candidates: tuple[Candidate, ...]
+    """Best first; those that do not fit may be among them, last."""
+    evaluations: int
+    """Plans priced."""
+    seconds: float
+    status: SolveStatus
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Why a kind of plan is not among the candidates."""
+
+
+class Proposer(Protocol):
+    """Proposes plans for a context."""
+
+    @property
+    def name(self) -> str:
+        """For provenance and reports."""
+        ...
+
+    def propose(self, context: SearchContext, deadline_s: float | None = None) -> SolveResult:
+        """Plans worth considering.
+
+        Args:
+            context: what to plan.
+            deadline_s: ``time.monotonic()`` after which to return what there is.
+        """
+        ...
+
+
+def fitting(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Those that fit, fastest first."""
+    return tuple(sorted((c for c in candidates if c.cost.fits), key=lambda c: c.time_s))

@@ -1,0 +1,253 @@
+"""From a graph, a cluster and a job to a plan with its prediction and its runners-up."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from meshwright.cluster.model import Cluster
+from meshwright.cost.model import AnalyticCostModel
+from meshwright.errors import BadModel, BadRequest, PlanRefused
+from meshwright.graph.dimensions import DimensionLabels, label_dimensions
+from meshwright.graph.factors import FactorAnalysis, analyze_factors
+from meshwright.graph.opgraph import InputRole, OpGraph
+from meshwright.graph.segments import Segmentation, find_segments
+from meshwright.graph.serialize import graph_sha256
+from meshwright.graph.simplify import with_explicit_factories
+from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan
+from meshwright.solvers.base import Candidate, Progress, Proposer, SearchContext
+from meshwright.solvers.exhaustive import Exhaustive
+from meshwright.solvers.portfolio import PortfolioResult, run_portfolio
+from meshwright.solvers.rules import RULES
+from meshwright.solvers.space import UniformChoice, table_of
+
+__all__ = [
+    "PlanningResult",
+    "RunnerUp",
+    "SearchSummary",
+    "make_context",
+    "plan_graph",
+    "time_lower_bound_s",
+]
+
+_LEVELS = ("O1", "O2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSummary:
+    """How the search went."""
+
+    seconds: float
+    """Analysis of the graph included."""
+    evaluations: int
+    """Plans priced."""
+    level: str
+    lower_bound_s: float
+    """No plan on this cluster is faster: all its arithmetic at the data sheet's rate."""
+    proven_optimal: bool
+    """The chosen plan reaches the bound."""
+    reason: str
+    """Why the chosen plan won."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerUp:
+    """A plan that was not chosen, with its prediction, and why."""
+
+    plan: ParallelPlan
+    reason: str
+    solver: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanningResult:
+    """The plan and the case for it."""
+
+    plan: ParallelPlan
+    alternatives: tuple[RunnerUp, ...]
+    search: SearchSummary
+    context: SearchContext
+
+
+def plan_graph(
+    graph: OpGraph,
+    *,
+    reference: str,
+    cluster: Cluster,
+    job: JobSpec,
+    level: str = "O1",
+    top: int = 5,
+    progress: Progress | None = None,
+    cluster_name: str | None = None,
+    proposers: Sequence[Proposer] = (),
+    budget_s: float | None = None,
+) -> PlanningResult:
+    """The fastest plan that fits, by the analytic model.
+
+    Args:
+        graph: as captured, at the job's global batch.
+        reference: what the user called the model.
+        cluster: where it shall run.
+        job: batch, precision, optimizer.
+        level: ``O1`` or ``O2``.
+        top: how many plans to return, the chosen one included; rules of thumb that do not fit
+            come on top, so that it shows why.
+        progress: told what the search is doing.
+        cluster_name: how the plan names the cluster; the cluster's own name by default.
+        proposers: further solvers, asked after the rules and the enumeration.
+        budget_s: seconds after which the search returns what it has.
+
+    Raises:
+        BadRequest: the graph's batch is not the job's, or the level is unknown.
+        BadModel: the graph has nothing to parallelize.
+        NoFeasiblePlan: nothing fits.
+    """
+    start_s = time.monotonic()
+    context = make_context(
+        graph,
+        reference=reference,
+        cluster=cluster,
+        job=job,
+        level=level,
+        progress=progress,
+        cluster_name=cluster_name,
+    )
+    result = run_portfolio(
+        context,
+        (*RULES, Exhaustive(), *proposers),
+        top=top,
+        deadline_s=None if budget_s is None else start_s + budget_s,
+    )
+    return _planning_result(context, result, start_s)
+
+
+def make_context(
+    graph: OpGraph,
+    *,
+    reference: str,
+    cluster: Cluster,
+    job: JobSpec,
+    level: str = "O1",
+    progress: Progress | None = None,
+    cluster_name: str | None = None,
+) -> SearchContext:
+    """Analyze ``graph`` and set up its cost model; arguments and errors as ``plan_graph``."""
+    if level not in _LEVELS:
+        raise BadRequest(f"level {level!r} is unknown; use {' or '.join(_LEVELS)}")
+    sha256 = graph_sha256(graph)
+    analysis = analyze_factors(with_explicit_factories(graph))
+    segmentation = find_segments(analysis.graph, analysis.rules)
+    if not segmentation.segments:
+        raise BadModel(f"{reference}: no operator depends on a parameter; there is nothing to plan")
+    labels = label_dimensions(analysis, segmentation)
+    batch = _checked_batch(analysis, labels, reference, job)
+    model = AnalyticCostModel(analysis, segmentation, labels, cluster=cluster, job=job)
+    context = SearchContext(
+        model=model,
+        reference=GraphReference(
+            reference=reference,
+            graph_sha256=sha256,
+            num_parameters=graph.num_parameters,
+            num_segments=len(segmentation.segments),
+        ),
+        cluster=cluster,
+        cluster_name=cluster_name or cluster.name,
+        job=job,
+        level=level,
+        batch=batch,
+        can_split_step=False,
+        progress=progress,
+    )
+    return _with_splitting(context, analysis, segmentation)
+
+
+def _checked_batch(
+    analysis: FactorAnalysis, labels: DimensionLabels, reference: str, job: JobSpec
+) -> int:
+    """Samples the batch axes may divide."""
+    graph = analysis.graph
+    sizes = Counter(
+        graph.values[item.value].shape[0]
+        for item in graph.inputs_of(InputRole.DATA)
+        if graph.values[item.value].shape
+    )
+    if sizes and job.global_batch not in sizes:
+        raise BadRequest(
+            f"{reference}: captured with a batch of {sizes.most_common(1)[0][0]} but the job's "
+            f"global batch is {job.global_batch}; capture it with the global batch"
+        )
+    if labels.batch is None:
+        return 1
+    # Some operator may split the batch dim; only its outer part can be divided.
+    return min(analysis.class_size[labels.batch], job.global_batch)
+
+
+def _with_splitting(
+    context: SearchContext, analysis: FactorAnalysis, segmentation: Segmentation
+) -> SearchContext:
+    """Find out whether the step may be cut into micro-batches."""
+    del analysis, segmentation
+    factor = next((d for d in range(2, context.batch + 1) if context.batch % d == 0), 1)
+    if factor == 1:
+        return context
+    try:
+        table_of(context, UniformChoice(num_microbatches=factor))
+    except PlanRefused as error:
+        context.report(f"one micro-batch only: {error}")
+        return context
+    return SearchContext(
+        model=context.model,
+        reference=context.reference,
+        cluster=context.cluster,
+        cluster_name=context.cluster_name,
+        job=context.job,
+        level=context.level,
+        batch=context.batch,
+        can_split_step=True,
+        progress=context.progress,
+    )
+
+
+def time_lower_bound_s(context: SearchContext) -> float:
+    """All floating-point operations at the summed data sheet rate of all devices."""
+    rates = context.model.pricer.rooflines
+    total = sum(
+        host.num_devices * rates[host.device.name].peak_flop_per_s
+        for host in context.cluster.hosts
+    )
+    return context.model.analysis.graph.num_flop / total
+
+
+def _planning_result(
+    context: SearchContext, result: PortfolioResult, start_s: float
+) -> PlanningResult:
+    bound_s = time_lower_bound_s(context)
+    return PlanningResult(
+        plan=_predicted(context, result.winner),
+        alternatives=tuple(
+            RunnerUp(
+                plan=_predicted(context, item.candidate),
+                reason=item.reason,
+                solver=item.candidate.solver,
+            )
+            for item in result.alternatives
+        ),
+        search=SearchSummary(
+            seconds=time.monotonic() - start_s,
+            evaluations=result.evaluations,
+            level=context.level,
+            lower_bound_s=bound_s,
+            proven_optimal=result.winner.time_s <= bound_s * (1 + 1e-9),
+            reason=result.reason,
+        ),
+        context=context,
+    )
+
+
+def _predicted(context: SearchContext, candidate: Candidate) -> ParallelPlan:
+    prediction = context.model.prediction(candidate.cost, candidate.plan.mesh.num_devices)
+    return msgspec.structs.replace(candidate.plan, prediction=prediction)

@@ -1,0 +1,180 @@
+"""The portfolio: every proposer proposes, the cheapest plan that fits wins.
+
+The plan returned is never worse, by the model, than any rule of thumb. Plans whose times differ by
+less than ``_TIE`` count as equal; then the simpler one wins: no pipeline before a pipeline, no tensor
+parallelism before some, less ZeRO, less recompute. So plain data parallelism wins where the model
+fits one device and nothing gains on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from meshwright.errors import NoFeasiblePlan
+from meshwright.plans.plan import ParallelPlan, Recompute
+from meshwright.solvers.base import Candidate, Proposer, SearchContext, SolveResult, SolveStatus
+from meshwright.units import format_bytes, format_seconds
+
+__all__ = ["Alternative", "PortfolioResult", "run_portfolio"]
+
+_TIE = 0.02
+"""Relative difference in time that no data sheet model can tell apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """A plan that was not chosen, and why."""
+
+    candidate: Candidate
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortfolioResult:
+    """The winner, what it beat, and how the search went."""
+
+    winner: Candidate
+    reason: str
+    """Why the winner won."""
+    alternatives: tuple[Alternative, ...]
+    """Runners-up, best first, then rules of thumb that did not fit."""
+    evaluations: int
+    seconds: float
+    is_complete: bool
+    """No proposer left anything out."""
+
+
+def run_portfolio(
+    context: SearchContext,
+    proposers: Sequence[Proposer],
+    *,
+    top: int,
+    deadline_s: float | None = None,
+) -> PortfolioResult:
+    """The best plan of all proposers, and the ``top`` best with it.
+
+    Raises:
+        NoFeasiblePlan: nothing fits; says what the plan nearest to it needs.
+    """
+    start_s = time.monotonic()
+    results = []
+    for proposer in proposers:
+        context.report(f"asking {proposer.name}")
+        results.append(proposer.propose(context, deadline_s))
+    everything = _distinct(results)
+    feasible = sorted(
+        (c for c in everything if c.cost.fits), key=lambda c: (c.time_s, _complexity(c.plan))
+    )
+    if not feasible:
+        raise NoFeasiblePlan(_nothing_fits(context, everything, results))
+    limit_s = feasible[0].time_s * (1 + _TIE)
+    winner = min(
+        (c for c in feasible if c.time_s <= limit_s),
+        key=lambda c: (_complexity(c.plan), c.time_s),
+    )
+    others = [c for c in feasible if c is not winner][: max(top - 1, 0)]
+    failed = [c for c in everything if not c.cost.fits and c.solver != "exhaustive"]
+    return PortfolioResult(
+        winner=winner,
+        reason=_why(winner),
+        alternatives=tuple(
+            Alternative(candidate=c, reason=_reason(c, winner)) for c in (*others, *failed)
+        ),
+        evaluations=sum(result.evaluations for result in results),
+        seconds=time.monotonic() - start_s,
+        is_complete=all(result.status != SolveStatus.STOPPED for result in results),
+    )
+
+
+def _distinct(results: Sequence[SolveResult]) -> list[Candidate]:
+    """Candidates without repetitions; the first to propose a plan keeps it."""
+    seen: dict[tuple[object, ...], Candidate] = {}
+    for result in results:
+        for candidate in result.candidates:
+            seen.setdefault(_identity(candidate.plan), candidate)
+    return list(seen.values())
+
+
+def _identity(plan: ParallelPlan) -> tuple[object, ...]:
+    return (
+        plan.mesh,
+        plan.num_microbatches,
+        plan.schedule if plan.mesh.pp > 1 else None,
+        tuple(stage.first_segment for stage in plan.stages),
+        repr([(s.shard, s.zero_stage, s.recompute) for s in plan.segments]),
+    )
+
+
+def _complexity(plan: ParallelPlan) -> tuple[int, ...]:
+    order = list(Recompute)
+    return (
+        int(plan.mesh.pp > 1),
+        int(plan.mesh.tp > 1),
+        max(segment.zero_stage for segment in plan.segments),
+        max(order.index(segment.recompute) for segment in plan.segments),
+        plan.mesh.pp,
+        plan.mesh.tp,
+        max(len(labels) for s in plan.segments for labels in (*s.shard.values(), ())),
+        plan.num_microbatches,
+        plan.mesh.dp_shard,
+    )
+
+
+def _why(winner: Candidate) -> str:
+    mesh = winner.plan.mesh
+    causes = sorted(winner.cost.breakdown_s.items(), key=lambda item: -item[1])
+    spent = ", ".join(f"{cause} {seconds / winner.time_s:.0%}" for cause, seconds in causes[:3])
+    is_plain = mesh.pp == mesh.tp == mesh.cp == mesh.ep == 1 and all(
+        segment.zero_stage == 0 for segment in winner.plan.segments
+    )
+    if is_plain:
+        stage = winner.cost.fullest_stage
+        needs = format_bytes(float(winner.cost.memory.peak_bytes[stage]))
+        has = format_bytes(float(winner.cost.capacity_bytes[stage]))
+        return (
+            f"the model fits one device ({needs} of {has}), so plain data parallelism is enough: "
+            f"nothing that cuts the model is faster by more than {_TIE:.1%} ({spent})"
+        )
+    return f"fastest of the plans that fit ({spent})"
+
+
+def _reason(candidate: Candidate, winner: Candidate) -> str:
+    if not candidate.cost.fits:
+        stage = candidate.cost.fullest_stage
+        needs = format_bytes(float(candidate.cost.memory.peak_bytes[stage]))
+        has = format_bytes(float(candidate.cost.capacity_bytes[stage]))
+        return f"does not fit: stage {stage} needs {needs} of {has}"
+    ratio = candidate.time_s / winner.time_s
+    if ratio <= 1 + _TIE:
+        return "as fast, but less simple"
+    mine, other = candidate.cost.breakdown_s, winner.cost.breakdown_s
+    cause = max(mine, key=lambda name: mine[name] - other.get(name, 0.0))
+    more = format_seconds(mine[cause] - other.get(cause, 0.0))
+    return f"slower by {ratio - 1:.1%}, most of it {cause} (+{more})"
+
+
+def _nothing_fits(
+    context: SearchContext, everything: Sequence[Candidate], results: Sequence[SolveResult]
+) -> str:
+    devices = f"{context.cluster.num_devices} devices of {context.cluster_name}"
+    if not everything:
+        notes = [note for result in results for note in result.notes.values()]
+        why = notes[0] if notes else "no way of sharding applies"
+        return f"{context.reference.reference}: no plan for {devices}: {why}"
+
+    def excess(candidate: Candidate) -> float:
+        return float((candidate.cost.memory.peak_bytes / candidate.cost.capacity_bytes).max())
+
+    nearest = min(everything, key=excess)
+    stage = nearest.cost.fullest_stage
+    needs = format_bytes(float(nearest.cost.memory.peak_bytes[stage]))
+    has = format_bytes(float(nearest.cost.capacity_bytes[stage]))
+    mesh = nearest.plan.mesh
+    shape = f"pp {mesh.pp}, dp {mesh.dp_replicate * mesh.dp_shard}, tp {mesh.tp}"
+    return (
+        f"{context.reference.reference}: nothing fits {devices}: the leanest plan ({shape}) needs "
+        f"{needs} on a device that has {has}; use more or larger devices, a smaller global batch or "
+        "sequence, or a smaller model"
+    )
