@@ -1,7 +1,7 @@
 """Meshwright: a PyTorch model written for one device becomes a training job for a whole cluster.
 
-``plan`` and ``parallelize`` are imported when they are first used, so that ``import meshwright``
-costs milliseconds and needs no torch.
+Public names are imported when they are first used, so that ``import meshwright`` costs
+milliseconds and needs no torch.
 """
 
 from __future__ import annotations
@@ -10,13 +10,38 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from meshwright.api import parallelize, plan
+    from meshwright.api import ParallelModel, parallelize, plan
+    from meshwright.plans import (
+        JobSpec,
+        OptimizerSpec,
+        ParallelPlan,
+        Precision,
+        read_plan,
+        write_plan,
+    )
 
-__all__ = ["__version__", "parallelize", "plan"]
+__all__ = [
+    "JobSpec",
+    "OptimizerSpec",
+    "ParallelModel",
+    "ParallelPlan",
+    "Precision",
+    "__version__",
+    "parallelize",
+    "plan",
+    "read_plan",
+    "write_plan",
+]
 
 __version__ = "0.1.0"
 
-_MODULE_OF = {"parallelize": "meshwright.api", "plan": "meshwright.api"}
+_MODULE_OF = {
+    name: "meshwright.api"
+    if name in ("ParallelModel", "parallelize", "plan")
+    else "meshwright.plans"
+    for name in __all__
+    if name != "__version__"
+}
 
 
 def __getattr__(name: str) -> object:

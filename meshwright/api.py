@@ -30,6 +30,7 @@ from meshwright.plans import JobSpec, ParallelPlan
 from meshwright.runtime import RankSession, assemble_parameter, process_group, source_of
 from meshwright.runtime.job import TORCH_DTYPES
 from meshwright.runtime.mesh import layout_of
+from meshwright.runtime.state import assemble
 from meshwright.solvers.base import Progress
 from meshwright.solvers.planner import PlanningResult, plan_graph
 from meshwright.spmd.prepared import lower_plan, prepare
@@ -273,8 +274,8 @@ class ParallelModel:
     def state_dict(self) -> dict[str, Tensor]:
         """Full parameters and buffers by name, gathered on the CPU; every process gets all.
 
-        Tied parameters stand under each of their names. Buffers are those the program reads; they
-        are replicated.
+        Tied parameters stand under each of their names. Parameters have the precision of the job;
+        buffers are those the program reads.
         """
         state = self._gathered_parameters()
         for item in self._captured.graph.inputs_of(InputRole.PARAMETER):
@@ -298,22 +299,29 @@ class ParallelModel:
                 by_stage = pieces.setdefault(slot.name, {})
                 by_stage.setdefault(stage, (slot, []))[1].append((coordinate, tensor))
         # A parameter on several stages is equal on all of them; one suffices.
-        return {
-            name: assemble_parameter(*next(iter(by_stage.values())))
-            for name, by_stage in pieces.items()
-        }
+        full = {}
+        for name, by_stage in pieces.items():
+            slot, held = next(iter(by_stage.values()))
+            full[name] = assemble_parameter(slot, held).to(getattr(torch, slot.full.dtype))
+        return full
 
     def _gathered_buffers(self) -> dict[str, Tensor]:
         session = self._session
-        own = {
-            slot.name: session.state.held[slot.batch_value].detach().cpu().clone()
+        own = [
+            (slot, session.coordinate, session.state.held[slot.batch_value].detach().cpu().clone())
             for slot in session.program.inputs
-            if slot.role == "buffer" and slot.batch_value in session.state.held
-            if tuple(session.program.values[slot.batch_value].shape) == slot.full.shape
-        }
+            if slot.role == "buffer"
+        ]
         everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, own)
-        return {name: tensor for held in everyone for name, tensor in held.items()}
+        dist.all_gather_object(everyone, (session.program.stage, own))
+        pieces: dict[tuple[str, int], tuple[Any, list[Any]]] = {}
+        for stage, held in everyone:
+            for slot, coordinate, tensor in held:
+                pieces.setdefault((slot.name, stage), (slot, []))[1].append((coordinate, tensor))
+        return {
+            name: assemble(slot.full.shape, slot.shard, held)
+            for (name, _), (slot, held) in pieces.items()
+        }
 
     def close(self) -> None:
         """End the process group, if this object started it."""

@@ -49,8 +49,9 @@ def _is_random(item: Compute) -> bool:
     op = resolve_target(item.target)
     if torch.Tag.nondeterministic_seeded not in op.tags:  # type: ignore[attr-defined]
         return False
-    given = dict(item.kwargs)
-    for argument, value in zip(op._schema.arguments, item.args, strict=False):  # type: ignore[attr-defined]
-        given[argument.name] = value
+    arguments = op._schema.arguments  # type: ignore[attr-defined]
+    given = {argument.name: argument.default_value for argument in arguments}
+    given |= {argument.name: value for argument, value in zip(arguments, item.args, strict=False)}
+    given |= dict(item.kwargs)
     probabilities = [given[name] for name in _PROBABILITY_ARGUMENTS & given.keys()]
     return not probabilities or any(value != 0 for value in probabilities)

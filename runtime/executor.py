@@ -95,8 +95,8 @@ class StepResult(Generic[V]):
     loss: V | None
     """Summed over micro-batches, on the stage that has it."""
     outputs: Mapping[str, V]
-    """Other results of the module: concatenated along their batch dim; a result without one is
-    that of the last micro-batch. Empty unless asked for."""
+    """Other results of the module, of all micro-batches together: concatenated along the batch
+    dim, or summed, or that of the last where all are equal. Empty unless asked for."""
     gradients: Mapping[str, V]
     """By parameter, of the shape of ``optimized``; empty unless asked for."""
 
@@ -352,9 +352,10 @@ class StageExecutor(Generic[V]):
         joined = {}
         for name, _, _, batch_dim in self._program.outputs if step.keep_outputs else ():
             parts = step.outputs[name]
-            joined[name] = (
-                parts[-1]
-                if batch_dim is None or len(parts) == 1
-                else self._engine.concatenate(parts, batch_dim)
-            )
+            if batch_dim is None or len(parts) == 1:
+                joined[name] = parts[-1]
+            elif batch_dim == SUMMED:
+                joined[name] = functools.reduce(self._engine.add, parts)
+            else:
+                joined[name] = self._engine.concatenate(parts, batch_dim)
         return joined

@@ -136,7 +136,7 @@ def failure_from(folder: Path, status: int, tail: deque[str]) -> PlannerError:
         if any("SIGKILL" in line for line in tail):
             return DoesNotFit(
                 "a worker was killed by the system, most likely for want of memory; "
-                "plan with a smaller memory_bytes or on fewer processes"
+                "run fewer processes on this machine, or a smaller model"
             )
         last = next((line.strip() for line in reversed(tail) if line.strip()), "no output")
         return BadRequest(f"torchrun ended with status {status}: {last}; see the lines above")

@@ -18,7 +18,9 @@ from meshwright.capture.canonical import canonical
 from meshwright.capture.containers import constant_leaves, map_tensors, tensor_leaves
 from meshwright.capture.convert import to_opgraph
 from meshwright.capture.failure import as_capture_failed, quiet_torch
-from meshwright.capture.standins import fake_like, stand_ins
+from meshwright.capture.fold import Captured, capture_folded
+from meshwright.capture.forward_log import forward_log
+from meshwright.capture.standins import StandIns, fake_like, stand_ins
 from meshwright.capture.trace import export_step, trace_joint
 from meshwright.errors import BadRequest, CaptureFailed, PlannerError
 from meshwright.graph.opgraph import InputRole, OpGraph, OutputRole
@@ -106,6 +108,7 @@ def capture(
     *,
     name: str = "",
     dtype: torch.dtype | None = None,
+    fold: bool = True,
 ) -> CapturedModel:
     """One training step of ``model``, up to the gradients, as a graph of ATen operators.
 
@@ -115,6 +118,9 @@ def capture(
     tensor is fixed. ``dtype``, where given, replaces every floating dtype of parameters, buffers
     and inputs.
 
+    Long runs of equal layers are captured at a small depth and written out (see ``fold``), where
+    that is sure to give the same graph; ``fold=False`` always traces every layer.
+
     The loss is the result called ``loss`` (key or attribute), else a floating scalar that
     is returned alone, first in a tuple, or as the only one.
 
@@ -123,28 +129,47 @@ def capture(
     """
     if not isinstance(model, nn.Module):
         raise CaptureFailed(f"expected an nn.Module, got {type(model).__name__}")
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     real_call = _call(args, kwargs)
-    try:
-        with quiet_torch(), _without_overhead(), _on_cpu(), torch.enable_grad():
-            call = map_tensors(
-                real_call,
-                lambda path, tensor: fake_like(tensor, mode, dtype=dtype, what=f"input {path}"),
-            )
-            with stand_ins(model, mode, dtype=dtype) as found:
-                step = export_step(model, call)
-                trace = trace_joint(step, found, list(tensor_leaves(call)), mode)
+
+    def whole() -> Captured:
+        with _tracing(model, real_call, dtype) as (mode, call, found):
+            step = export_step(model, call)
+            trace = trace_joint(step, found, list(tensor_leaves(call)), mode)
             graph, constants = to_opgraph(trace, name=name or type(model).__name__)
+            return canonical(graph), constants
+
+    def log() -> OpGraph:
+        with _tracing(model, real_call, dtype) as (mode, call, found):
+            return forward_log(model, call, found, mode)
+
+    try:
+        folded = capture_folded(model, whole, log) if fold else None
+        graph, constants = folded or whole()
     except PlannerError:
         raise
     except Exception as error:
         # Whatever the user's forward or torch's tracer raises is a failed capture.
         raise as_capture_failed(error) from error
     return CapturedModel(
-        graph=canonical(graph),
-        constants=MappingProxyType(constants),
+        graph=graph,
+        constants=MappingProxyType(dict(constants)),
         fixed_arguments=tuple(constant_leaves(real_call)),
     )
+
+
+@contextmanager
+def _tracing(
+    model: nn.Module, real_call: Any, dtype: torch.dtype | None
+) -> Iterator[tuple[FakeTensorMode, Any, StandIns]]:
+    """Everything fake, for one pass through ``model``: the mode, the call, and the tensors."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with quiet_torch(), _without_overhead(), _on_cpu(), torch.enable_grad():
+        call = map_tensors(
+            real_call,
+            lambda path, tensor: fake_like(tensor, mode, dtype=dtype, what=f"input {path}"),
+        )
+        with stand_ins(model, mode, dtype=dtype) as found:
+            yield mode, call, found
 
 
 @contextmanager

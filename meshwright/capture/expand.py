@@ -99,8 +99,8 @@ def expand(
 ) -> OpGraph:
     """``graph``, of a module with ``NUM_KEPT`` units in every run, for ``units`` units instead.
 
-    ``inputs`` and ``input_specs`` are those of the graph returned; values are numbered inputs first,
-    then in the order of the operators. Raises NotPeriodic.
+    ``inputs`` and ``input_specs`` are those of the graph returned; values are numbered inputs
+    first, then in the order of the operators. Raises NotPeriodic.
     """
     return _Expansion(graph, layout, units, inputs, input_specs).result()
 
@@ -444,9 +444,7 @@ _INPUT_OF_OUTPUT = {
 
 def _makers(graph: OpGraph) -> dict[int, tuple[int, int]]:
     """For every value the operator it is a result of, and which of its results."""
-    return {
-        value: (op.index, slot) for op in graph.ops for slot, value in enumerate(op.results)
-    }
+    return {value: (op.index, slot) for op in graph.ops for slot, value in enumerate(op.results)}
 
 
 def _find_tracks(graph: OpGraph, layout: Layout, kept: Sequence[int]) -> list[_Track]:
@@ -472,6 +470,4 @@ def _track(first: Mapping[tuple[int, Phase, int], int], run: int, phase: Phase) 
     start, middle, stop = (first.get((run, phase, unit), -1) for unit in order)
     if not 0 <= start < middle < stop or middle - start != stop - middle:
         raise NotPeriodic(f"units of run {run} have unlike numbers of {phase} operators")
-    return _Track(
-        run=run, start=start, length=middle - start, descending=phase == Phase.BACKWARD
-    )
+    return _Track(run=run, start=start, length=middle - start, descending=phase == Phase.BACKWARD)

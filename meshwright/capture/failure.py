@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -34,6 +35,7 @@ def source_line(stack_trace: str) -> str:
     return frames[-1] if frames else ""
 
 
+@lru_cache(maxsize=4096)
 def _is_users(path: str) -> bool:
     """Whether a source file is neither torch's nor one of this folder (the zoo is a user)."""
     return not path.startswith((_TORCH_FOLDER, "<")) and Path(path).parent != _OWN_FOLDER
@@ -91,8 +93,13 @@ def as_capture_failed(error: Exception, *, where: str = "") -> CaptureFailed:
 
 def calling_line() -> str:
     """``file.py:line`` of the user's innermost running frame."""
-    frames = [frame for frame in traceback.extract_stack() if _is_users(frame.filename)]
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown line"
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if _is_users(path):
+            return f"{Path(path).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "an unknown line"
 
 
 def _user_line(error: Exception) -> str:

@@ -1,8 +1,8 @@
 """Where repeated children stand in a module's lists, and how their paths change with the depth.
 
-A *run* is a stretch of a ``ModuleList`` or ``Sequential`` whose children repeat with a period: every
-``period`` children make one *unit*. Paths of parameters and modules name a child by its position;
-with another number of units in a run the positions behind it move.
+A *run* is a stretch of a ``ModuleList`` or ``Sequential`` whose children repeat with a period:
+every ``period`` children make one *unit*. Paths of parameters and modules name a child by its
+position; with another number of units in a run the positions behind it move.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ __all__ = [
     "OWNS",
     "ExportedStep",
     "JointTrace",
+    "Step",
     "TracedInput",
     "export_step",
     "trace_joint",
@@ -75,7 +76,7 @@ class JointTrace:
     outputs: tuple[tuple[str, OutputRole], ...]
 
 
-class _Step(nn.Module):
+class Step(nn.Module):
     """The user's module as a function from a flat list of tensors to a flat tuple of tensors."""
 
     def __init__(self, model: nn.Module, call: Any, record: Callable[[list[str]], None]) -> None:
@@ -85,6 +86,7 @@ class _Step(nn.Module):
         self._record = record
 
     def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
+        """Every tensor in the module's result, in order."""
         remaining = iter(leaves)
         call = map_tensors(self._call.value, lambda _path, _tensor: next(remaining))
         with _no_custom_gradients():
@@ -147,7 +149,7 @@ def export_step(model: nn.Module, call: Any) -> ExportedStep:
     def record(found: list[str]) -> None:
         paths[:] = found
 
-    step = _Step(model, call, record)
+    step = Step(model, call, record)
     step.training = model.training
     leaves = tuple(tensor for _, tensor in tensor_leaves(call))
     with quiet_on_failure():
@@ -255,7 +257,7 @@ def _constant(program: torch.export.ExportedProgram, target: str) -> Tensor:
 
 
 def _user_name(target: str) -> str:
-    """The user's name of a tensor or module inside ``_Step``."""
+    """The user's name of a tensor or module inside ``Step``."""
     return target.removeprefix("model.")
 
 

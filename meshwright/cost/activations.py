@@ -125,19 +125,29 @@ class RecomputeAnalysis:
             live_phase=phase,
         )
 
-    def _live(
-        self, again: BoolArray, saved: IntArray
-    ) -> tuple[FloatArray, IntArray, IntArray]:
+    def _first_late_use(self, again: BoolArray) -> FloatArray:
+        """For each node the first backward node that needs it: it runs again just before."""
+        nodes = self._columns.nodes
+        first = np.full(len(nodes.segment), float(len(nodes.segment)))
+        late = (nodes.phase[self._edge_reader] == BACKWARD) & again[self._edge_maker]
+        np.minimum.at(first, self._edge_maker[late], self._edge_reader[late].astype(np.float64))
+        chained = again[self._edge_reader] & again[self._edge_maker]
+        makers, readers = self._edge_maker[chained], self._edge_reader[chained]
+        order = np.argsort(-readers, kind="stable")
+        found = first.tolist()
+        for maker, reader in zip(makers[order].tolist(), readers[order].tolist(), strict=True):
+            found[maker] = min(found[maker], found[reader])
+        return np.array(found)
+
+    def _live(self, again: BoolArray, saved: IntArray) -> tuple[FloatArray, IntArray, IntArray]:
         """Bytes alive at each moment of the forward and then of the backward function."""
         nodes, values = self._columns.nodes, self._columns.values
         count = len(nodes.segment)
         forward = np.flatnonzero(nodes.phase == FORWARD)
         backward = np.flatnonzero(nodes.phase == BACKWARD)
-        start = np.full(self._columns.num_segments + 1, float(count))
-        np.minimum.at(start, nodes.segment[backward], backward.astype(np.float64))
         rerun = np.flatnonzero(again)
         late = np.concatenate([rerun, backward])
-        key = np.concatenate([start[nodes.segment[rerun]] - 0.5, backward.astype(np.float64)])
+        key = np.concatenate([self._first_late_use(again)[rerun] - 0.5, backward])
         late = late[np.lexsort((late, key))]
         moments = len(forward) + len(late)
         place = np.full(count, -1)
@@ -148,8 +158,7 @@ class RecomputeAnalysis:
         change = np.zeros((moments + 1, 4))
         is_saved = np.zeros(len(values.num_bytes), np.bool_)
         is_saved[saved] = True
-        bases = np.unique(np.concatenate([self._edge_value, np.flatnonzero(values.producer >= 0)]))
-        bases = bases[values.producer[bases] >= 0]
+        bases = np.flatnonzero(values.is_base & (values.producer >= 0))
         for places, in_phase in ((place, nodes.phase == FORWARD), (late_place, late_place >= 0)):
             born = places[values.producer[bases]]
             mine = bases[(born >= 0) & ~values.is_gradient[bases]]
@@ -163,9 +172,7 @@ class RecomputeAnalysis:
             np.add.at(change, (last[mine] + 1, values.scale[mine]), -values.num_bytes[mine])
         live = np.cumsum(change[:-1], axis=0)
         order = np.concatenate([forward, late])
-        phase = np.concatenate(
-            [np.full(len(forward), FORWARD), np.full(len(late), BACKWARD)]
-        )
+        phase = np.concatenate([np.full(len(forward), FORWARD), np.full(len(late), BACKWARD)])
         return live, nodes.segment[order], phase
 
 

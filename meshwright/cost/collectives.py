@@ -138,9 +138,7 @@ class CollectivePrices:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self._costs: dict[
-            tuple[_Group, int, CollectiveKind], tuple[tuple[Affine, ...], ...]
-        ] = {}
+        self._costs: dict[tuple[_Group, int, CollectiveKind], tuple[tuple[Affine, ...], ...]] = {}
         self._links: dict[tuple[int, int], Link] = {}
 
     def send_time_s(self, num_bytes: float, source: int, target: int) -> float:

@@ -41,6 +41,7 @@ __all__ = [
     "ValueColumns",
     "columns_of",
     "scale_weights",
+    "sums_by",
 ]
 
 PROLOGUE, FORWARD, BACKWARD = 0, 1, 2
@@ -84,6 +85,11 @@ def scale_weights(*, data_parallel: int, num_microbatches: int) -> FloatArray:
             1 / (data_parallel * num_microbatches),
         ]
     )
+
+
+def sums_by(index: IntArray, amounts: FloatArray, size: int) -> FloatArray:
+    """(size,) sums of ``amounts`` with equal ``index``."""
+    return np.bincount(index, weights=amounts, minlength=size).astype(np.float64, copy=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +146,8 @@ class ValueColumns:
     own_producer: IntArray
     is_data: NDArray[np.bool_]
     """Buffers, constants and data inputs."""
+    is_base: NDArray[np.bool_]
+    """Not a view."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,8 +190,8 @@ def columns_of(sharded: ShardedGraph, *, scaled: bool) -> Columns:
 
     Args:
         sharded: the sharded graph.
-        scaled: leave ``dp_shard`` and ``micro`` to ``scale_weights``; ``dp_shard`` then stands for all
-            data-parallel axes. Otherwise amounts are those of the graph's own axis sizes.
+        scaled: leave ``dp_shard`` and ``micro`` to ``scale_weights``; ``dp_shard`` then stands for
+            all data-parallel axes. Otherwise amounts are those of the graph's own axis sizes.
     """
     return _Builder(sharded, scaled).build()
 
@@ -392,6 +400,7 @@ class _Builder:
             own_scale=own_scale,
             own_producer=producer,
             is_data=is_data,
+            is_base=base == np.arange(count),
         )
 
     # Parameters --------------------------------------------------------------------------------

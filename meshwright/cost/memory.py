@@ -1,19 +1,20 @@
 """Peak memory of every stage, by cause.
 
-A rank of stage s holds at its worst moment the larger of two sums. While computing::
+A rank of stage s holds at its worst moment the largest of three sums. While computing::
 
     parameters         n e or a ZeRO-3 chunk                          (cost.parameters)
   + optimizer          moments and copies
   + inputs             data of the rank's batch, buffers, prologue values
   + accumulators       running sums of gradients, with several micro-batches
-  + activations        kept values x micro-batches in flight: min(S - s, M) under 1F1B, M under GPipe
+  + activations        kept values x micro-batches in flight (1F1B: min(S - s, M), GPipe: M)
   + gradients          made by the backward so far
   + gathered           ZeRO 3: parameters of two neighboring segments
   + transient          values alive inside the segment at work
-  + communication      gradient buckets and values received or sent
+  + communication      a bucket of gradients (two from ZeRO 2 on), values received or sent
 
-and while the optimizer steps: parameters + optimizer + inputs + gradients + its temporaries
-(the fp32 copy of the gradients, one list of square roots for AdamW).
+after the last backward: parameters + optimizer + inputs + gradients + the last bucket; and
+while the optimizer steps the same with its temporaries instead (the fp32 copy of the gradients, one
+list of square roots for AdamW).
 
 The worst moment is found over the forward and the backward of every segment: in the backward of
 segment j the kept values of segments up to j are still there and the gradients of those from j on.
@@ -23,11 +24,12 @@ the caching allocator; transients are not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from meshwright.cost.columns import FloatArray, IntArray
+from meshwright.cost.columns import FloatArray, IntArray, sums_by
 from meshwright.cost.parameters import ParameterState, StageParameters
 from meshwright.cost.table import CostTable, Split
 from meshwright.plans.plan import Recompute, ScheduleName
@@ -102,38 +104,44 @@ def stage_memory(
     micro = request.split.num_microbatches
     flight = np.array(
         [
-            num_in_flight(
-                request.schedule, stage=s, num_stages=num_stages, num_microbatches=micro
-            )
+            num_in_flight(request.schedule, stage=s, num_stages=num_stages, num_microbatches=micro)
             for s in range(num_stages)
         ],
         dtype=np.float64,
     )
     saved = _saved_by_segment(table, request, stage_of, is_rounded)
-    here = np.bincount(
-        placed.segment, weights=state.gradient_bytes[placed.parameter], minlength=num_segments
-    )
+    here = sums_by(placed.segment, state.gradient_bytes[placed.parameter], num_segments)
     transient = table.transient_bytes(request.split, request.policies)
     gathered = _two_segments(gathered_bytes, stage_of)
 
     def per_stage(amount: FloatArray) -> FloatArray:
-        return np.bincount(placed.stage, weights=amount[placed.parameter], minlength=num_stages)
+        return sums_by(placed.stage, amount[placed.parameter], num_stages)
 
     parameters = per_stage(state.stored_bytes)
     gradients = per_stage(state.gradient_bytes)
     saved_total = np.add.reduceat(saved, starts)
     before = np.concatenate([[0.0], np.cumsum(saved)])
     kept = before[1:] - before[starts][stage_of]
-    gradients_before = np.concatenate([[0.0], np.cumsum(here)])
-    made = (gradients_before[np.append(starts[1:], num_segments)])[stage_of] - gradients_before[:-1]
+    made = _made(here, starts, stage_of)
+    whole = sums_by(
+        placed.segment,
+        np.where(state.gradient_bytes > 0, state.local_bytes, 0.0)[placed.parameter],
+        num_segments,
+    )
+    buckets, copies = np.zeros(num_segments), 0.0
+    if request.split.data_parallel > 1:
+        # The packed bucket replaces its gradients and is reduced to new memory. From ZeRO 2 on the
+        # whole gradients that wait for it are not among ``made``, which are chunks.
+        copies = 2.0 if (state.zero_stage >= 2).any() else 1.0
+        # A bucket is packed when it is full, the last one when nothing else is alive.
+        is_full = _made(whole, starts, stage_of) >= request.bucket_bytes
+        buckets = np.where(is_full, copies * request.bucket_bytes, 0.0)
     forward = kept + transient[0] + gathered
-    backward = kept + made + transient[1] + gathered
+    backward = kept + made + transient[1] + gathered + buckets
     best_forward = _argmax_by_stage(forward, starts, stage_of)
     best_backward = _argmax_by_stage(backward, starts, stage_of)
     in_backward = backward[best_backward] >= forward[best_forward]
     moment = np.where(in_backward, best_backward, best_forward)
-    reduces = request.split.data_parallel > 1
-    bucket = 2.0 * np.minimum(request.bucket_bytes, gradients) if reduces else np.zeros(num_stages)
     zeros = np.zeros(num_stages)
     computing = {
         "parameters": parameters,
@@ -144,25 +152,30 @@ def stage_memory(
         "activations": (flight - 1) * saved_total + kept[moment],
         "gathered_parameters": gathered[moment],
         "transient": np.where(in_backward, transient[1][moment], transient[0][moment]),
-        "communication": bucket + crossing_bytes,
+        "communication": np.where(in_backward, buckets[moment], 0.0) + crossing_bytes,
         "optimizer_step": zeros,
     }
-    stepping = {
+    after = {
         **dict.fromkeys(CAUSES, zeros),
         "parameters": parameters,
         "optimizer": computing["optimizer"],
         "inputs": computing["inputs"],
         "gradients": gradients,
-        "optimizer_step": per_stage(state.step_bytes),
     }
-    steps_higher = np.sum(list(stepping.values()), axis=0) > np.sum(
-        list(computing.values()), axis=0
-    )
-    return StageMemory(
-        by_cause={
-            cause: np.where(steps_higher, stepping[cause], computing[cause]) for cause in CAUSES
-        }
-    )
+    last = np.minimum(request.bucket_bytes, np.add.reduceat(whole, starts))
+    reducing = {
+        **after,
+        "communication": copies * last,
+    }
+    stepping = {**after, "optimizer_step": per_stage(state.step_bytes)}
+    return StageMemory(by_cause=_largest((computing, reducing, stepping)))
+
+
+def _largest(phases: Sequence[dict[str, FloatArray]]) -> dict[str, FloatArray]:
+    """For every stage the causes of the phase with the largest sum."""
+    totals = np.array([np.sum(list(phase.values()), axis=0) for phase in phases])
+    which = np.argmax(totals, axis=0)
+    return {cause: np.choose(which, [phase[cause] for phase in phases]) for cause in CAUSES}
 
 
 def _saved_by_segment(
@@ -178,7 +191,7 @@ def _saved_by_segment(
     sizes = columns.num_bytes[value] * table.weights(request.split)[columns.scale[value]]
     if is_rounded:
         sizes = np.ceil(sizes / 512) * 512
-    return np.bincount(segment, weights=sizes, minlength=table.num_segments)
+    return sums_by(segment, sizes, table.num_segments)
 
 
 def _two_segments(gathered: FloatArray, stage_of: IntArray) -> FloatArray:
@@ -186,6 +199,13 @@ def _two_segments(gathered: FloatArray, stage_of: IntArray) -> FloatArray:
     after = np.append(gathered[1:], 0.0) * np.append(stage_of[1:] == stage_of[:-1], False)
     before = np.insert(gathered[:-1], 0, 0.0) * np.insert(stage_of[1:] == stage_of[:-1], 0, False)
     return gathered + np.maximum(after, before)
+
+
+def _made(amount: FloatArray, starts: IntArray, stage_of: IntArray) -> FloatArray:
+    """(segments,) sum from a segment to the end of its stage: what its backward has made."""
+    before = np.concatenate([[0.0], np.cumsum(amount)])
+    ends = np.append(starts[1:], len(amount))
+    return np.asarray(before[ends][stage_of] - before[:-1])
 
 
 def _argmax_by_stage(amount: FloatArray, starts: IntArray, stage_of: IntArray) -> IntArray:

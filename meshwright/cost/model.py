@@ -1,7 +1,7 @@
 """The analytic cost model: a plan's step time and peak memory from data sheets alone.
 
-The margin of its interval is stated, not fitted: kernels reach between ``_SLOWEST`` and ``_FASTEST`` of
-the assumed efficiencies. It shrinks when measurements replace the assumptions.
+The margin of its interval is stated, not fitted: ``_FASTEST`` to ``_SLOWEST`` times the estimate. It
+shrinks when measurements replace the assumptions.
 """
 
 from __future__ import annotations
@@ -207,8 +207,8 @@ class AnalyticCostModel:
     def collective_counts(self, plan: ParallelPlan) -> tuple[CollectiveCounts, ...]:
         """For each stage what a rank's step communicates inside it, by kind and axes.
 
-        Redistributions (tensor parallel, sequence, loss...) are exact in number and bytes. Gradients
-        and ZeRO gathers are exact in bytes; their number is that of full buckets.
+        These are the redistributions (tensor parallel, sequence, loss...) and what expanded
+        operators reduce inside, exact in number and bytes; ``data_bytes`` has the rest.
         """
         shards = [segment.shard for segment in plan.segments]
         choice = choice_of(plan, self.segment_classes)

@@ -1,9 +1,9 @@
 """How long a pipeline takes: the schedule of ``spmd.schedule``, simulated event by event.
 
-A stage runs one function at a time, in the schedule's order. The forward of micro-batch m on stage s
-starts when the stage is free and every value it receives has arrived; the backward likewise.
-Sends do not block. For equal stages of forward f and backward b without transfers, both schedules
-take ``(M + S - 1) (f + b)``.
+A stage runs one function at a time, in the schedule's order. The forward of micro-batch m on
+stage s starts when the stage is free and every value it receives has arrived; the backward
+likewise. Sends do not block. For equal stages of forward f and backward b without transfers, both
+schedules take ``(M + S - 1) (f + b)``.
 
 Once the pipeline is full every further micro-batch takes as long as the one before, so thousands of
 them are counted, not simulated: when ``_STEADY_RUNS`` further micro-batches in a row lengthen
@@ -13,6 +13,7 @@ the step equally, the rest do too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from meshwright.plans.plan import ScheduleName
 from meshwright.spmd.schedule import Backward, Forward, actions
@@ -51,7 +52,7 @@ def finish_times_s(
     runs = [simulate(few + extra) for extra in range(_STEADY_RUNS + 1)]
     steps = [
         tuple(late - early for early, late in zip(first, second, strict=True))
-        for first, second in zip(runs, runs[1:], strict=False)
+        for first, second in pairwise(runs)
     ]
     scale = max(runs[-1])
     is_steady = all(
@@ -68,7 +69,7 @@ def finish_times_s(
 def step_lower_bound_s(
     forward_s: Sequence[float], backward_s: Sequence[float], num_microbatches: int
 ) -> float:
-    """No schedule ends earlier: one micro-batch through every stage, the rest through the slowest."""
+    """No schedule ends earlier: one micro-batch walks through, the rest wait for the slowest."""
     both = [f + b for f, b in zip(forward_s, backward_s, strict=True)]
     return sum(both) + (num_microbatches - 1) * max(both)
 

@@ -13,13 +13,12 @@ Payloads go in buckets of ``bucket_bytes``, so latency is paid for each bucket.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from meshwright.cost.collectives import CollectivePrices
-from meshwright.cost.columns import BACKWARD, FloatArray, IntArray
+from meshwright.cost.columns import BACKWARD, FloatArray, IntArray, sums_by
 from meshwright.cost.parameters import ParameterState, StageParameters
 from meshwright.cost.table import DATA_AXES, CostTable, Split
 from meshwright.plans.plan import Recompute
@@ -69,9 +68,7 @@ def data_traffic(
     """Payloads of one step, and of one micro-batch where they recur."""
     columns = table.columns.parameters
     active = tuple(axis for axis in DATA_AXES if split.sizes[axis] > 1)
-    groups, group_of = table.parameters.gradient_groups(
-        active, is_scaled=table.columns.is_scaled
-    )
+    groups, group_of = table.parameters.gradient_groups(active, is_scaled=table.columns.is_scaled)
     once: list[Payload] = []
     every: list[Payload] = []
     row, stage = placed.parameter, placed.stage
@@ -79,12 +76,15 @@ def data_traffic(
     has_gradient = columns.has_gradient[row]
 
     def add(
-        found: list[Payload], kind: CollectiveKind, axes: tuple[str, ...], rows: np.ndarray,
+        found: list[Payload],
+        kind: CollectiveKind,
+        axes: tuple[str, ...],
+        rows: np.ndarray,
         amount: FloatArray,
     ) -> None:
         axes = tuple(axis for axis in axes if split.sizes.get(axis, 1) > 1)
         if axes and rows.any():
-            total = np.bincount(stage[rows], weights=amount[row[rows]], minlength=num_stages)
+            total = sums_by(stage[rows], amount[row[rows]], num_stages)
             found.append(Payload(kind=kind, axes=axes, num_bytes=total))
 
     for group, axes in enumerate(groups):
@@ -102,10 +102,10 @@ def data_traffic(
         add(every, CollectiveKind.REDUCE_SCATTER, (ZERO_AXIS,), early, state.padded_bytes)
     published = (zero == 1) | (zero == 2)
     gathered, again = _gathers(table, policies, state)
-    by_segment = np.bincount(
+    by_segment = sums_by(
         placed.segment[published],
-        weights=state.padded_bytes[row[published]],
-        minlength=table.num_segments,
+        state.padded_bytes[row[published]],
+        table.num_segments,
     )
     gather = CollectiveKind.ALL_GATHER
     tied = (placed.is_tied == 1) & has_gradient
@@ -115,9 +115,7 @@ def data_traffic(
         publish=(Payload(kind=gather, axes=(ZERO_AXIS,), num_bytes=by_segment),),
         forward_gather=Payload(kind=gather, axes=(ZERO_AXIS,), num_bytes=gathered),
         backward_gather=Payload(kind=gather, axes=(ZERO_AXIS,), num_bytes=again),
-        tied_bytes=np.bincount(
-            stage[tied], weights=state.local_bytes[row[tied]], minlength=num_stages
-        ),
+        tied_bytes=sums_by(stage[tied], state.local_bytes[row[tied]], num_stages),
     )
 
 
@@ -132,9 +130,7 @@ def _gathers(
     count = table.num_segments
     parameter, segment = columns.forward_use
     cut = (state.zero_stage[parameter] == 3) & (segment >= 0)
-    gathered = np.bincount(
-        segment[cut], weights=state.padded_bytes[parameter[cut]], minlength=count
-    )
+    gathered = sums_by(segment[cut], state.padded_bytes[parameter[cut]], count)
     again = np.zeros(len(nodes.segment), np.bool_)
     again[table.activations(policies).recomputed] = True
     late = (nodes.phase == BACKWARD) | again
@@ -154,7 +150,7 @@ def traffic_times_s(
     bucket_bytes: int | None,
     size: int,
 ) -> FloatArray:
-    """Sum of the times of ``payloads``, entry by entry; in buckets where ``bucket_bytes`` is given."""
+    """(size,) sum of the times of ``payloads``, in buckets where ``bucket_bytes`` is given."""
     total = np.zeros(size)
     for payload in payloads:
         num = np.ones(size)

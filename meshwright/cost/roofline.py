@@ -8,9 +8,9 @@ The runtime runs operators one by one, so nothing is fused: every operator reads
 memory and writes its results there. A compiler that fuses pointwise chains makes this an upper
 bound. Views are free.
 
-Starting an operator takes the host ``launch_latency_s``. An accelerator works through a queue that the
-host fills ahead, so of the launches only what exceeds the device's own time shows; on a CPU they
-add up. Both are taken segment by segment.
+Starting an operator takes the host ``launch_latency_s``. An accelerator works through a queue that
+the host fills ahead, so of the launches only what exceeds the device's own time shows; on a CPU
+they add up. Both are taken segment by segment.
 """
 
 from __future__ import annotations

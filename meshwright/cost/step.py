@@ -1,8 +1,8 @@
 """The cost of one training step: from a table and a choice to time and memory by cause.
 
 For every stage the forward F and the backward B of one micro-batch are sums over its segments of
-compute, exposed launches, collectives, and the exposed part of ZeRO-3 gathers and reduce-scatters. The
-schedule is simulated with these; after its last backward a stage reduces gradients, steps the
+compute, exposed launches, collectives, and the exposed part of ZeRO gathers and reduce-scatters.
+The schedule is simulated with these; after its last backward a stage reduces gradients, steps the
 optimizer and publishes parameters. The step ends with the last stage to finish.
 
 The breakdown is that of the stage with the most work; what the step takes beyond that stage's own
@@ -17,13 +17,13 @@ import numpy as np
 
 from meshwright.cluster.model import Cluster, Device
 from meshwright.cost.collectives import CollectivePrices
-from meshwright.cost.columns import FORWARD, FloatArray, IntArray
+from meshwright.cost.columns import FORWARD, FloatArray, IntArray, sums_by
 from meshwright.cost.memory import MemoryRequest, StageMemory, stage_memory
 from meshwright.cost.parameters import ParameterState, StageParameters
 from meshwright.cost.pipeline import finish_times_s, step_lower_bound_s
-from meshwright.cost.reduction import DataTraffic, data_traffic, stages_of, traffic_times_s
+from meshwright.cost.reduction import DataTraffic, Payload, data_traffic, stages_of, traffic_times_s
 from meshwright.cost.roofline import Roofline, roofline_of
-from meshwright.cost.table import CostTable, SegmentTimes, Split
+from meshwright.cost.table import CostTable, Split
 from meshwright.plans.plan import OptimizerSpec, Recompute, ScheduleName
 
 __all__ = ["TIME_CAUSES", "Choice", "StepCost", "StepPricer"]
@@ -136,9 +136,7 @@ class StepPricer:
         """The slowest device of a stage, and the least memory a rank of it may use."""
         key = (first, count)
         if key not in self._stage_devices:
-            hosts = range(
-                self.cluster.host_of(first), self.cluster.host_of(first + count - 1) + 1
-            )
+            hosts = range(self.cluster.host_of(first), self.cluster.host_of(first + count - 1) + 1)
             devices = [self.cluster.hosts[host].device for host in hosts]
             slowest = min(devices, key=lambda d: self.rooflines[d.name].flop_per_s)
             usable = min(
@@ -170,9 +168,7 @@ class StepPricer:
         each = state.stored_bytes + state.optimizer_bytes + state.gradient_bytes
         total = np.bincount(placed.stage, weights=each[placed.parameter])
         per_stage = self._devices_per_stage(choice)
-        capacity = max(
-            self.device_of_stage(first, per_stage)[1] for first in choice.first_devices
-        )
+        capacity = max(self.device_of_stage(first, per_stage)[1] for first in choice.first_devices)
         return float(total.max() / capacity)
 
     # One choice --------------------------------------------------------------------------------
@@ -230,32 +226,30 @@ class StepPricer:
     ) -> tuple[FloatArray, FloatArray, float]:
         """What segments bring to a stage, for cutting stages by memory.
 
-        Returns (segments,) bytes of parameters, optimizer state and gradients; (segments,) bytes kept
-        for one micro-batch; and the bytes any stage needs besides.
+        Returns (segments,) bytes of parameters, optimizer state and gradients; (segments,) bytes
+        kept for one micro-batch; and the bytes any stage needs besides.
         """
         whole = np.zeros(table.num_segments, dtype=np.int64)
         state, _ = self._parameters(table, choice, stages_of(choice.starts, table.num_segments))
         placed = table.parameters.on_stages(whole)
         copies = 2.0 if choice.split.num_microbatches > 1 else 1.0
         each = state.stored_bytes + state.optimizer_bytes + copies * state.gradient_bytes
-        fixed = np.bincount(
-            placed.segment, weights=each[placed.parameter], minlength=table.num_segments
-        )
+        fixed = sums_by(placed.segment, each[placed.parameter], table.num_segments)
         value, segment = table.saved_on_stages(choice.policies, whole)
         columns = table.columns.values
         weights = table.weights(choice.split)
-        kept = np.bincount(
+        kept = sums_by(
             segment,
-            weights=columns.num_bytes[value] * weights[columns.scale[value]],
-            minlength=table.num_segments,
+            columns.num_bytes[value] * weights[columns.scale[value]],
+            table.num_segments,
         )
         transient = table.transient_bytes(choice.split, choice.policies)
         spare = float(transient.max()) + table.shared_bytes(choice.split)
         zero3 = state.zero_stage[placed.parameter] == 3
-        gathered = np.bincount(
+        gathered = sums_by(
             placed.segment[zero3],
-            weights=state.padded_bytes[placed.parameter[zero3]],
-            minlength=table.num_segments,
+            state.padded_bytes[placed.parameter[zero3]],
+            table.num_segments,
         )
         return fixed, kept, spare + 2 * float(gathered.max()) + 2.0 * choice.bucket_bytes
 
@@ -312,15 +306,19 @@ class StepPricer:
         hides = np.array([roofline.queue_runs_ahead for roofline in rooflines])
         forward_s, backward_s = stages("forward_s"), stages("backward_s")
 
-        def gather(payload: object) -> FloatArray:
+        def gather(payload: Payload) -> FloatArray:
             each = traffic_times_s(
-                (payload,), choice.split, self.prices, bucket_bytes=None, size=count  # type: ignore[arg-type]
+                (payload,),
+                choice.split,
+                self.prices,
+                bucket_bytes=None,
+                size=count,
             )
             return np.add.reduceat(each, starts)
 
-        def reduce(payloads: object) -> FloatArray:
+        def reduce(payloads: tuple[Payload, ...]) -> FloatArray:
             return traffic_times_s(
-                payloads,  # type: ignore[arg-type]
+                payloads,
                 choice.split,
                 self.prices,
                 bucket_bytes=choice.bucket_bytes,
@@ -342,9 +340,7 @@ class StepPricer:
             "dp_communication": _exposed_s(every_s, backward_s, hides),
         }
         publish_s = gather(traffic.publish[0])
-        step_bytes = np.bincount(
-            placed.stage, weights=state.step_traffic_bytes[placed.parameter], minlength=size
-        )
+        step_bytes = sums_by(placed.stage, state.step_traffic_bytes[placed.parameter], size)
         tail = {
             "compute": np.array([times[roofline].prologue_s for roofline in rooflines]),
             "dp_communication": _exposed_s(reduce(traffic.once), backward_s, hides)
@@ -379,7 +375,9 @@ class StepPricer:
         forward_transfer, backward_transfer = self._transfers(choice, crossing)
         if simulate:
 
-            def end_s(there: dict[tuple[int, int], float], back: dict[tuple[int, int], float]) -> float:
+            def end_s(
+                there: dict[tuple[int, int], float], back: dict[tuple[int, int], float]
+            ) -> float:
                 finish = finish_times_s(
                     choice.schedule,
                     forward_s=forward_s.tolist(),

@@ -1,7 +1,7 @@
 """The cost table: times, traffic and bytes of one way of sharding, for any batch split.
 
 Built once from a sharded graph; then a plan's cost is look-ups and array arithmetic. What varies
-freely: ``dp_replicate``, ``dp_shard``, number of micro-batches, stages, recompute, ZeRO. What is fixed:
+freely: ``dp_replicate``, ``dp_shard``, number of micro-batches, stages, recompute, ZeRO. Fixed are
 the labels each axis shards and the sizes of the axes inside a layer (``cp``, ``ep``, ``tp``).
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from meshwright.cost.activations import Activations, RecomputeAnalysis
 from meshwright.cost.collectives import CollectivePrices
@@ -23,6 +24,7 @@ from meshwright.cost.columns import (
     IntArray,
     columns_of,
     scale_weights,
+    sums_by,
 )
 from meshwright.cost.parameters import ParameterTable
 from meshwright.cost.roofline import Roofline
@@ -181,9 +183,7 @@ class CostTable:
                     axis_sizes=split.sizes,
                     num_stages=split.num_stages,
                 )
-            communication_s = np.bincount(
-                table.node, weights=each_s, minlength=len(nodes.segment)
-            )
+            communication_s = sums_by(table.node, each_s, len(nodes.segment))
             self._node_times[key] = (device_s, communication_s)
         return self._node_times[key]
 
@@ -210,7 +210,7 @@ class CostTable:
 
         def total(rows: IntArray, amounts: FloatArray) -> FloatArray:
             segments = nodes.segment[rows] % count
-            return np.bincount(segments, weights=amounts[rows], minlength=count)
+            return sums_by(segments, amounts[rows], count)
 
         forward_s, backward_s = total(forward, device_s), total(late, device_s)
         forward_launch_s = roofline.exposed_launch_s(forward_s, total(forward, nodes.num_launches))
@@ -339,7 +339,7 @@ class CostTable:
             found.append(counts)
         return tuple(found)
 
-    def _nodes_of_stage(self, stage: int, stage_of_segment: IntArray) -> np.ndarray:
+    def _nodes_of_stage(self, stage: int, stage_of_segment: IntArray) -> NDArray[np.bool_]:
         """Which nodes a stage runs: its segments' and the free ones they need."""
         nodes, values = self.columns.nodes, self.columns.values
         free = nodes.segment < 0

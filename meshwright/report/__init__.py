@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meshwright.report.summary import DemoRun, DemoSummary, demo_markdown
+from meshwright.report.summary import DemoRun, DemoSummary, demo_markdown, speed_up_words
 from meshwright.report.tables import (
     alternatives_table,
     breakdown_tables,
@@ -34,4 +34,5 @@ __all__ = [
     "schedule_words",
     "segments_table",
     "shard_words",
+    "speed_up_words",
 ]

@@ -10,7 +10,7 @@ from meshwright.records import Machine, Software, StepReport
 from meshwright.report.words import mesh_words, prediction_words, schedule_words
 from meshwright.units import format_bytes, format_seconds
 
-__all__ = ["DemoRun", "DemoSummary", "demo_markdown"]
+__all__ = ["DemoRun", "DemoSummary", "demo_markdown", "speed_up_words"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class DemoSummary:
 
     models: tuple[tuple[str, str, str, tuple[DemoRun, ...]], ...]
     """What it is, its reference, why its plan was chosen, and its runs: the chosen plan, then
-    plain data parallel where that is another plan."""
+    plain data parallelism, or where that was chosen, the best plan of another kind."""
     large: ParallelPlan
     """The plan for a cluster we do not have."""
     large_planning_s: float
@@ -43,8 +43,8 @@ def demo_markdown(summary: DemoSummary) -> str:
     lines = [
         "# Meshwright demo",
         "",
-        f"Made by `meshwright demo` in {summary.seconds:.0f} s; measured "
-        f"{first.measured_utc} on {_machine_words(first.machine)}, {_software_words(first.software)}.",
+        f"Made by `meshwright demo` in {summary.seconds:.0f} s; measured {first.measured_utc} on "
+        f"{_machine_words(first.machine)}, {_software_words(first.software)}.",
         "",
         "Predictions are made from data-sheet figures and estimates, not from measurements of this "
         "machine. Times are medians with [p10, p90] of n steps; differences are the largest "
@@ -68,11 +68,11 @@ def demo_markdown(summary: DemoSummary) -> str:
 
 
 def speed_up_words(runs: Sequence[DemoRun]) -> str:
-    """What the chosen plan gains over plain data parallel, as measured."""
+    """What the chosen plan gains over the second one, as measured."""
     if len(runs) == 1:
-        return "The chosen plan is plain data parallel: there is nothing to compare."
-    chosen, plain = (run.report.step_time.median_s for run in runs[:2])
-    return f"Measured speed-up over plain data parallel: {plain / chosen:.2f}."
+        return "Nothing was found to compare the chosen plan with."
+    chosen, other = (run.report.step_time.median_s for run in runs[:2])
+    return f"Measured: {runs[0].title} is {other / chosen:.2f} times as fast as {runs[1].title}."
 
 
 def _runs_table(runs: Sequence[DemoRun]) -> list[str]:

@@ -1,0 +1,43 @@
+"""What decides a plan: rules of thumb, enumeration, and the portfolio around them."""
+
+from __future__ import annotations
+
+from meshwright.solvers.base import (
+    Candidate,
+    Proposer,
+    SearchContext,
+    SolveResult,
+    SolveStatus,
+)
+from meshwright.solvers.exhaustive import Exhaustive
+from meshwright.solvers.partition import StageBytes, least_bottleneck
+from meshwright.solvers.planner import (
+    PlanningResult,
+    RunnerUp,
+    SearchSummary,
+    make_context,
+    plan_graph,
+)
+from meshwright.solvers.portfolio import Alternative, PortfolioResult, run_portfolio
+from meshwright.solvers.rules import RULES, Rule
+
+__all__ = [
+    "RULES",
+    "Alternative",
+    "Candidate",
+    "Exhaustive",
+    "PlanningResult",
+    "PortfolioResult",
+    "Proposer",
+    "Rule",
+    "RunnerUp",
+    "SearchContext",
+    "SearchSummary",
+    "SolveResult",
+    "SolveStatus",
+    "StageBytes",
+    "least_bottleneck",
+    "make_context",
+    "plan_graph",
+    "run_portfolio",
+]

@@ -45,10 +45,10 @@ _PROMISING = 1.1
 """Choices that do not fit are cut anew by memory where they are at most this much slower than the
 best that fits."""
 _PRUNE = 1.3
-"""A choice is left out where its segments' own work takes this much longer than the best that fits."""
+"""A choice is left out where its segments' own work takes this much longer than the best found."""
 
 _HOPELESS = 2.0
-"""Stages cut anew cannot help where parameters and their state need this much more than there is."""
+"""Stages cut anew cannot help where parameters and their state exceed the capacity so much."""
 
 _LARGE_GRAPH_OPS = 6000
 _SEQUENCE_SIZES = 2
@@ -153,7 +153,7 @@ class Exhaustive:
     def _bases(
         self, context: SearchContext, tp: int, *, sequence_parallel: bool
     ) -> Iterator[tuple[UniformChoice, int, tuple[int, ...]]]:
-        """Choices but for stages, ZeRO and micro-batches; with those of ``pp`` and micro-batches."""
+        """Choices but for stages and ZeRO, each with ``pp`` and the numbers of micro-batches."""
         left = context.cluster.num_devices // tp
         num_segments = len(context.model.segmentation.segments)
         for pp in (count for count in divisors(left) if count <= num_segments):
@@ -277,9 +277,7 @@ class Exhaustive:
         return [candidate for _, _, candidate in found]
 
 
-def _zero_choices(
-    context: SearchContext, data_parallel: int, tp: int
-) -> Iterator[tuple[int, int]]:
+def _zero_choices(context: SearchContext, data_parallel: int, tp: int) -> Iterator[tuple[int, int]]:
     """ZeRO stage and ``dp_shard``: over all data-parallel ranks, or those of one host."""
     yield 0, 1
     host = max(host.num_devices for host in context.cluster.hosts)

@@ -1,6 +1,6 @@
 """Cutting a run of segments into stages: the least possible time of the slowest stage.
 
-``least_bottleneck`` bisects on that time. Whether a bound can be kept is decided by filling stages from
+``least_bottleneck`` bisects on that time. Whether a bound holds is decided by filling stages from
 the last to the first, each with as many segments as time and memory allow. Later stages hold fewer
 micro-batches in flight, so what fits an earlier stage fits a later one and filling from the end
 leaves the least for the rest: the answer is exact for chains whose memory grows with every segment.

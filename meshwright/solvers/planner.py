@@ -216,8 +216,7 @@ def time_lower_bound_s(context: SearchContext) -> float:
     """All floating-point operations at the summed data sheet rate of all devices."""
     rates = context.model.pricer.rooflines
     total = sum(
-        host.num_devices * rates[host.device.name].peak_flop_per_s
-        for host in context.cluster.hosts
+        host.num_devices * rates[host.device.name].peak_flop_per_s for host in context.cluster.hosts
     )
     return context.model.analysis.graph.num_flop / total
 

@@ -1,9 +1,9 @@
 """The portfolio: every proposer proposes, the cheapest plan that fits wins.
 
 The plan returned is never worse, by the model, than any rule of thumb. Plans whose times differ by
-less than ``_TIE`` count as equal; then the simpler one wins: no pipeline before a pipeline, no tensor
-parallelism before some, less ZeRO, less recompute. So plain data parallelism wins where the model
-fits one device and nothing gains on it.
+less than ``_TIE`` count as equal; then the simpler one wins: no pipeline before a pipeline, no
+tensor parallelism before some, less ZeRO, less recompute. So plain data parallelism wins where
+the model fits one device and nothing gains on it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from meshwright.errors import NoFeasiblePlan
 from meshwright.plans.plan import ParallelPlan, Recompute
 from meshwright.solvers.base import Candidate, Proposer, SearchContext, SolveResult, SolveStatus
+from meshwright.solvers.rules import RULES
 from meshwright.units import format_bytes, format_seconds
 
 __all__ = ["Alternative", "PortfolioResult", "run_portfolio"]
 
 _TIE = 0.02
 """Relative difference in time that no data sheet model can tell apart."""
+
+_BASELINES = frozenset(rule.name for rule in RULES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,7 @@ class PortfolioResult:
     reason: str
     """Why the winner won."""
     alternatives: tuple[Alternative, ...]
-    """Runners-up, best first, then rules of thumb that did not fit."""
+    """Runners-up, best first, then the rules of thumb not among them."""
     evaluations: int
     seconds: float
     is_complete: bool
@@ -75,12 +78,14 @@ def run_portfolio(
         key=lambda c: (_complexity(c.plan), c.time_s),
     )
     others = [c for c in feasible if c is not winner][: max(top - 1, 0)]
-    failed = [c for c in everything if not c.cost.fits and c.solver != "exhaustive"]
+    shown = {id(c) for c in (winner, *others)}
+    baselines = [c for c in everything if c.solver in _BASELINES and id(c) not in shown]
+    baselines.sort(key=lambda c: (not c.cost.fits, c.time_s))
     return PortfolioResult(
         winner=winner,
         reason=_why(winner),
         alternatives=tuple(
-            Alternative(candidate=c, reason=_reason(c, winner)) for c in (*others, *failed)
+            Alternative(candidate=c, reason=_reason(c, winner)) for c in (*others, *baselines)
         ),
         evaluations=sum(result.evaluations for result in results),
         seconds=time.monotonic() - start_s,
@@ -175,6 +180,6 @@ def _nothing_fits(
     shape = f"pp {mesh.pp}, dp {mesh.dp_replicate * mesh.dp_shard}, tp {mesh.tp}"
     return (
         f"{context.reference.reference}: nothing fits {devices}: the leanest plan ({shape}) needs "
-        f"{needs} on a device that has {has}; use more or larger devices, a smaller global batch or "
-        "sequence, or a smaller model"
+        f"{needs} on a device that has {has}; use more or larger devices, a smaller global batch "
+        "or sequence, or a smaller model"
     )

@@ -1,11 +1,11 @@
 """Rules of thumb: the plans people write by hand, as baselines and as a floor for every search.
 
-    data-parallel   one copy on every device, micro-batches as large as fit
-    zero3           the same with parameters, gradients and optimizer state cut over all devices
-    megatron        tensor parallel within a host, as little as fits; then pipeline stages; the rest
-                    data parallel (Narayanan et al. 2021, arXiv 2104.04473, takeaways 1 to 3)
-    naive-layers    layers in order on all devices, one batch walking through: one device works
-                    at a time
+data-parallel   one copy on every device, micro-batches as large as fit
+zero3           the same with parameters, gradients and optimizer state cut over all devices
+megatron        tensor parallel within a host, as little as fits; then pipeline stages; the rest
+                data parallel (Narayanan et al. 2021, arXiv 2104.04473, takeaways 1 to 3)
+naive-layers    layers in order on all devices, one batch walking through: one device works
+                at a time
 """
 
 from __future__ import annotations

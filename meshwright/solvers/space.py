@@ -171,9 +171,7 @@ def price(context: SearchContext, choice: UniformChoice, *, simulate: bool) -> S
         PlanRefused: the graph cannot be sharded so.
     """
     table = table_of(context, choice)
-    return context.model.pricer.price(
-        table, choice_on_segments(context, choice), simulate=simulate
-    )
+    return context.model.pricer.price(table, choice_on_segments(context, choice), simulate=simulate)
 
 
 def plan_of(context: SearchContext, choice: UniformChoice, *, solver: str) -> ParallelPlan:
@@ -244,9 +242,7 @@ def largest_divisor(number: int, *, at_most: int) -> int:
     return max(d for d in divisors(number) if d <= at_most)
 
 
-def stage_times_s(
-    context: SearchContext, choice: UniformChoice
-) -> Sequence[float]:
+def stage_times_s(context: SearchContext, choice: UniformChoice) -> Sequence[float]:
     """(segments,) seconds of one micro-batch, forward and backward, on the first device's type."""
     table = table_of(context, choice)
     decided = choice_on_segments(context, choice)

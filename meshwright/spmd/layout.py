@@ -1,7 +1,7 @@
 """Layout: how one value is spread over the mesh, in terms of its leaves.
 
 A value's dims are products of leaves; an axis either shards one leaf, or holds partial results, or
-holds equal copies. Several axes may shard one leaf, outermost first in mesh order.
+holds equal copies. Several axes may shard one leaf, outermost first in mesh order, ``micro`` before all.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from meshwright.plans.plan import AXIS_NAMES
 __all__ = ["ALL_AXES", "MICRO", "REPLICATED", "Layout", "local_shape", "order_axes"]
 
 MICRO = "micro"
-"""Micro-batches, treated as an axis in time: a rank meets its positions one after another. It
-shards the batch innermost; partial results over it are accumulated."""
+"""Micro-batches, treated as an axis in time: a rank meets its positions one after another.
+Partial results over it are accumulated. It shards the batch outermost: which rows of the batch make
+up a micro-batch is free, and so a redistribution inside one micro-batch leaves the others alone."""
 
 ALL_AXES = (*AXIS_NAMES, MICRO)
-_RANK_OF_AXIS = {axis: number for number, axis in enumerate(ALL_AXES)}
+_RANK_OF_AXIS = {axis: number for number, axis in enumerate((MICRO, *AXIS_NAMES))}
 
 
 def order_axes(axes: Iterable[str]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from meshwright.spmd.gradients import GradientSink, finish_total
 from meshwright.spmd.layout import ALL_AXES, MICRO
 from meshwright.spmd.parameters import ZERO_AXIS, finish_gather, launch_gather
 from meshwright.spmd.program import (
+    SUMMED,
     Collective,
     Compute,
     Function,
@@ -136,7 +137,9 @@ class _StageWriter:
                 self.buffer_updates.append((output.name, local))
             else:
                 cut = specs.shard_spec(terms[0])
-                self.outputs.append((output.name, local, cut, specs.micro_dim(terms[0])))
+                is_summed = any(axis == MICRO for axis, _ in self.sharded.layouts[terms[0]].partial)
+                dim = SUMMED if is_summed else specs.micro_dim(terms[0])
+                self.outputs.append((output.name, local, cut, dim))
 
     # Backward ----------------------------------------------------------------------------------
 

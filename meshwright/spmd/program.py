@@ -22,6 +22,7 @@ from enum import StrEnum
 from meshwright.graph.opgraph import Literal, Ref, TensorSpec
 
 __all__ = [
+    "SUMMED",
     "Collective",
     "CollectiveKind",
     "Compute",
@@ -37,6 +38,10 @@ __all__ = [
     "Transfer",
     "ZeroShard",
 ]
+
+
+SUMMED = -1
+"""Stands for the batch dim of a result that is summed over micro-batches."""
 
 
 class CollectiveKind(StrEnum):
@@ -244,7 +249,7 @@ class StageProgram:
     """Value in ``forward``'s outputs; summed over micro-batches, already reduced over the mesh."""
     outputs: tuple[tuple[str, int, ShardSpec, int | None], ...]
     """Other results of the module: name, value, how it is cut, and its batch dim, along which
-    micro-batches are concatenated (``None``: equal or summed)."""
+    micro-batches are concatenated (``None``: equal in all of them; ``SUMMED``: their sum)."""
     buffer_updates: tuple[tuple[str, int], ...]
     """Buffer name and the value in ``forward``'s outputs."""
     notes: tuple[str, ...] = ()

@@ -117,7 +117,7 @@ def _reduce(path: _Path, target: Layout) -> None:
         if place is None or how != "sum":
             continue
         grown = (*path.state.axes_at(place), axis)
-        if target.axes_at(place) == grown:
+        if target.axes_at(place)[: len(grown)] == grown:
             path.step(
                 StepKind.REDUCE_SCATTER,
                 (axis,),

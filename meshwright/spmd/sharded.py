@@ -437,9 +437,11 @@ class _Pass:
         layout = self.layouts[self._current(value)]
         maker = self.makers.get(value)
         segment = -1 if maker is None else self.segmentation.segment_of_op[maker.index]
-        kept = {axis: how for axis, how in layout.partial if axis == MICRO}
+        kept = {MICRO: "sum"} if (MICRO, "sum") in layout.partial else {}
         whole = output.role in {OutputRole.LOSS, OutputRole.BUFFER_UPDATE}
         if output.role == OutputRole.BUFFER_UPDATE and (kept or MICRO in layout.sharding_axes):
+            raise PlanRefused(self._micro_message(maker))
+        if output.role == OutputRole.LOSS and MICRO in self.axes and not kept:
             raise PlanRefused(self._micro_message(maker))
         target = Layout.of({} if whole else dict(layout.shards), kept)
         return (self._convert(value, target, segment, ShardedPhase.FORWARD, maker),)
@@ -464,7 +466,8 @@ class _Pass:
         common = {
             axis: how
             for axis, how in partials[0].items()
-            if axis not in stored.sharding_axes and all(axis in other for other in partials)
+            if how == "sum"
+            and axis not in stored.sharding_axes and all(axis in other for other in partials)
         }
         finished = []
         for term in terms:

@@ -40,7 +40,13 @@ class LocalSpecs:
 
     def shape(self, value: int, layout: Layout | None = None) -> tuple[int, ...]:
         """Local shape."""
-        return tuple(math.prod(dim) for dim in self.local_leaves(value, layout))
+        # A dim without leaves has size 1, or 0.
+        return tuple(
+            math.prod(leaves) if leaves else size
+            for leaves, size in zip(
+                self.local_leaves(value, layout), self.full(value).shape, strict=True
+            )
+        )
 
     def spec(self, value: int) -> TensorSpec:
         """Local spec; strides keep the order of the whole tensor's."""

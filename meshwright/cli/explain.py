@@ -1,0 +1,173 @@
+"""``meshwright explain``: why a plan is as it is, and what it would take to change it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from meshwright.cli.options import JsonOption, PlanArgument
+from meshwright.cli.output import output_for
+from meshwright.cluster import Cluster, Device, Link
+from meshwright.plans import ParallelPlan, read_plan
+from meshwright.units import format_bytes, format_seconds
+
+__all__ = ["explain", "sensitivity"]
+
+
+def explain(plan: PlanArgument, json_output: JsonOption = False) -> None:
+    """Say where time and memory go, what was second best, and what the plan is sensitive to."""
+    stored = read_plan(plan)
+    from meshwright import report
+    from meshwright.api import plan_reference
+    from meshwright.cli.checks import check_against
+
+    with output_for(as_json=json_output) as out:
+        planned = plan_reference(
+            stored.model.reference,
+            cluster=stored.cluster,
+            job=stored.job,
+            level="O2" if stored.provenance.level == "O2" else "O1",
+            progress=out.progress,
+        )
+        result = planned.result
+        model = result.context.model
+        check_against(
+            stored,
+            cluster=model.cluster,
+            segmentation=model.segmentation,
+            graph_sha256=result.plan.model.graph_sha256,
+        )
+        predicted = model.predict(stored)
+        others = [
+            (runner_up.plan, runner_up.reason)
+            for runner_up in result.alternatives
+            if not _same(runner_up.plan, stored)
+        ]
+        is_first = _same(result.plan, stored)
+        if not is_first:
+            others.insert(0, (result.plan, f"would be chosen now: {result.search.reason}"))
+        changes = sensitivity(stored, model)
+        multiplicity = model.segmentation.multiplicity()
+        out.say(
+            f"{stored.model.reference} on {stored.cluster}: {report.mesh_words(stored)}; "
+            f"{report.schedule_words(stored)}; chosen by {stored.provenance.solver}"
+        )
+        out.say(report.prediction_words(predicted))
+        out.say(
+            f"Why: {result.search.reason}."
+            if is_first
+            else "Planning again chooses another plan; see the first of the plans below."
+        )
+        out.show(report.segments_table(stored, multiplicity))
+        out.show(*report.breakdown_tables(predicted))
+        out.show("other plans", report.alternatives_table(others))
+        out.show("were things otherwise, this plan would take")
+        out.show(report.facts_table({change["change"]: change["effect"] for change in changes}))
+        out.document(
+            {
+                "plan": stored,
+                "predicted": predicted,
+                "is_still_best": is_first,
+                "reason": result.search.reason if is_first else None,
+                "segments": [
+                    {
+                        "segment_class": segment.segment_class,
+                        "name": segment.name,
+                        "multiplicity": multiplicity[segment.segment_class],
+                        "words": report.shard_words(stored, segment),
+                    }
+                    for segment in stored.segments
+                ],
+                "alternatives": [
+                    {"plan": other, "predicted": other.prediction, "reason": reason}
+                    for other, reason in others
+                ],
+                "sensitivity": changes,
+            }
+        )
+
+
+def _same(left: ParallelPlan, right: ParallelPlan) -> bool:
+    """Equal decisions, whoever made them and whatever was predicted."""
+    decisions = ("mesh", "num_microbatches", "schedule", "stages", "segments", "communication")
+    return all(getattr(left, name) == getattr(right, name) for name in decisions)
+
+
+def sensitivity(plan: ParallelPlan, model: Any) -> list[dict[str, Any]]:
+    """What ``plan`` would cost on changed hardware, by ``model``, an ``AnalyticCostModel``.
+
+    Each entry has ``change`` and ``effect`` in words, ``step_time_s``, ``peak_memory_bytes``,
+    ``memory_capacity_bytes`` and ``fits``. The decisions stay: another plan may do better there.
+    """
+    from meshwright.cost.model import AnalyticCostModel, choice_of, split_of
+    from meshwright.spmd.layout import MICRO
+
+    cluster: Cluster = model.cluster
+    sizes = {**split_of(plan).sizes, MICRO: plan.num_microbatches}
+    table = model.table([segment.shard for segment in plan.segments], sizes)
+    choice = choice_of(plan, model.segment_classes)
+    before = model.cost(plan)
+    found = []
+    for change, changed in _changes(cluster):
+        varied = AnalyticCostModel(
+            model.analysis, model.segmentation, model.labels, cluster=changed, job=plan.job
+        )
+        cost = varied.pricer.price(table, choice)
+        prediction = varied.prediction(cost, plan.mesh.num_devices)
+        needs = format_bytes(prediction.peak_memory_bytes)
+        has = format_bytes(prediction.memory_capacity_bytes)
+        effect = (
+            f"{format_seconds(cost.time_s)} ({cost.time_s / before.time_s - 1:+.1%})"
+            if cost.fits
+            else f"does not fit: {needs} of {has}"
+        )
+        found.append(
+            {
+                "change": change,
+                "effect": effect,
+                "step_time_s": prediction.step_time_s,
+                "peak_memory_bytes": prediction.peak_memory_bytes,
+                "memory_capacity_bytes": prediction.memory_capacity_bytes,
+                "fits": prediction.fits,
+            }
+        )
+    return found
+
+
+def _changes(cluster: Cluster) -> list[tuple[str, Cluster]]:
+    """Hardware a little different from ``cluster``, with what is different in words."""
+    changes = []
+    if cluster.levels:
+        slower = tuple((size, _slower(link)) for size, link in cluster.levels)
+        changes.append(
+            ("links between hosts half as fast", dataclasses.replace(cluster, levels=slower))
+        )
+    if any(host.num_devices > 1 for host in cluster.hosts):
+        hosts = tuple(dataclasses.replace(host, link=_slower(host.link)) for host in cluster.hosts)
+        changes.append(
+            ("links inside hosts half as fast", dataclasses.replace(cluster, hosts=hosts))
+        )
+    for change, name, factor in (
+        ("devices twice as fast at arithmetic", "flop_per_s", 2.0),
+        ("memory of devices twice as fast", "memory_bytes_per_s", 2.0),
+        ("memory of devices half as large", "memory_bytes", 0.5),
+    ):
+        hosts = tuple(
+            dataclasses.replace(host, device=_scaled(host.device, name, factor))
+            for host in cluster.hosts
+        )
+        changes.append((change, dataclasses.replace(cluster, hosts=hosts)))
+    return changes
+
+
+def _slower(link: Link) -> Link:
+    return dataclasses.replace(link, bytes_per_s=link.bytes_per_s / 2)
+
+
+def _scaled(device: Device, name: str, factor: float) -> Device:
+    if name == "flop_per_s":
+        rates = {dtype: rate * factor for dtype, rate in device.flop_per_s.items()}
+        return dataclasses.replace(device, flop_per_s=rates)
+    amount = getattr(device, name) * factor
+    whole = name == "memory_bytes"
+    return dataclasses.replace(device, **{name: int(amount) if whole else amount})

@@ -1,0 +1,118 @@
+"""``meshwright plan``: the fastest plan for a model on a cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from meshwright.cli.options import JsonOption, job_of, parse_duration_s, parse_level
+from meshwright.cli.output import Output, output_for
+from meshwright.errors import BadRequest
+from meshwright.plans import OptimizerName, ParallelPlan, Precision, write_plan
+
+__all__ = ["plan", "planning_document", "show_plan"]
+
+
+def plan(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="What to train.")],
+    cluster: Annotated[str, typer.Option(help="Where: shorthand or a file.", metavar="CLUSTER")],
+    global_batch: Annotated[int, typer.Option(help="Samples in one step, over all devices.")],
+    seq_len: Annotated[
+        int | None, typer.Option(help="Tokens per sample; the model's own by default.")
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="Element type.")] = Precision.FP32,
+    optimizer: Annotated[OptimizerName, typer.Option(help="Optimizer.")] = OptimizerName.ADAMW,
+    level: Annotated[
+        str, typer.Option("-O", metavar="1|2", help="-O1 answers quickly, -O2 searches more.")
+    ] = "1",
+    budget: Annotated[
+        str | None, typer.Option(help="Longest time to search, such as 10s or 2min.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many plans to show.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of searches that draw lots.")] = 0,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="PLAN", help="Write the plan here.")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Find the fastest plan that fits, and say why it is the fastest."""
+    chosen_level = parse_level(level)
+    budget_s = None if budget is None else parse_duration_s(budget)
+    job = job_of(
+        global_batch=global_batch, seq_len=seq_len, precision=precision, optimizer=optimizer
+    )
+    for name, value in (("--top", top), ("--seed", seed + 1)):
+        if value < 1:
+            raise BadRequest(f"{name}: {value if name == '--top' else seed} is too small")
+    from meshwright.api import plan_reference
+
+    with output_for(as_json=json_output) as out:
+        planned = plan_reference(
+            model,
+            cluster=cluster,
+            job=job,
+            level=chosen_level,
+            top=top,
+            budget_s=budget_s,
+            progress=out.progress,
+        )
+        found = _with_seed(planned.result.plan, seed)
+        if output is not None:
+            write_plan(found, output)
+        show_plan(out, planned.result)
+        if output is not None:
+            out.say(f"written to {output}; next: meshwright explain {output}")
+        out.document(planning_document(planned.result) | {"plan": found})
+
+
+def _with_seed(plan: ParallelPlan, seed: int) -> ParallelPlan:
+    provenance = msgspec.structs.replace(plan.provenance, seed=seed)
+    return msgspec.structs.replace(plan, provenance=provenance)
+
+
+def show_plan(out: Output, result: Any, *, top: int | None = None) -> None:
+    """The best ``top`` plans of a ``PlanningResult``, why the first, where time and memory go."""
+    from meshwright import report
+
+    search = result.search
+    prediction = result.plan.prediction
+    fitting = [
+        runner_up.plan
+        for runner_up in result.alternatives
+        if runner_up.plan.prediction is not None and runner_up.plan.prediction.fits
+    ]
+    rate = f"{search.evaluations} plans priced in {search.seconds:.1f} s, level {search.level}"
+    out.say(f"{result.plan.model.reference} on {result.plan.cluster}: {rate}")
+    out.show(report.plans_table([result.plan, *fitting][:top]))
+    out.say(f"1 was chosen: {search.reason}.")
+    out.say(report.prediction_words(prediction))
+    out.say()
+    out.show(*report.breakdown_tables(prediction))
+
+
+def planning_document(result: Any) -> dict[str, Any]:
+    """The document of ``plan --json`` for a ``PlanningResult``."""
+    search = result.search
+    return {
+        "plan": result.plan,
+        "predicted": result.plan.prediction,
+        "search": {
+            "seconds": search.seconds,
+            "evaluations": search.evaluations,
+            "level": search.level,
+            "lower_bound_s": search.lower_bound_s,
+            "proven_optimal": search.proven_optimal,
+            "reason": search.reason,
+        },
+        "alternatives": [
+            {
+                "plan": runner_up.plan,
+                "predicted": runner_up.plan.prediction,
+                "solver": runner_up.solver,
+                "reason": runner_up.reason,
+            }
+            for runner_up in result.alternatives
+        ],
+    }
