@@ -172,7 +172,7 @@ def _pairs(
 ) -> dict[str, Any]:
     """Times in turns A B A B, after warm-up; ratio ours / theirs pair by pair."""
     times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats + 3):
+    for turn in range(repeats + 2):
         for side, step in enumerate((ours, theirs)):
             if dist.get_world_size() > 1:
                 dist.barrier()
@@ -180,7 +180,7 @@ def _pairs(
             step()
             if dist.get_world_size() > 1:
                 dist.barrier()
-            if turn >= 3:
+            if turn >= 2:
                 times[side].append(time.perf_counter() - start)
     ratios = sorted(a / b for a, b in zip(*times, strict=True))
     return {

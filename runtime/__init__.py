@@ -11,7 +11,6 @@ from meshwright.runtime.mesh import Coordinate, Group, Layout, layout_of, make_g
 from meshwright.runtime.rank import RankEngine
 from meshwright.runtime.session import RankSession, process_group
 from meshwright.runtime.state import RankState, assemble_parameter, slice_tensor
-from meshwright.runtime.validate import Validation, validate_plan
 from meshwright.runtime.verify import Steps, compare, reference_steps, source_of, verify_virtual
 from meshwright.runtime.virtual import VirtualCluster
 
@@ -29,7 +28,6 @@ __all__ = [
     "StepResult",
     "Steps",
     "Traffic",
-    "Validation",
     "VirtualCluster",
     "assemble_parameter",
     "compare",
@@ -44,6 +42,5 @@ __all__ = [
     "reference_steps",
     "slice_tensor",
     "source_of",
-    "validate_plan",
     "verify_virtual",
 ]

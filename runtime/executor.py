@@ -8,6 +8,7 @@ real rank blocks instead and never yields.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -15,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import ScheduleName
 from meshwright.runtime.mesh import program_functions
-from meshwright.spmd.program import StageProgram, TiedExchange, Transfer
+from meshwright.spmd.program import SUMMED, StageProgram, TiedExchange, Transfer
 from meshwright.spmd.schedule import (
     Backward,
     Forward,

@@ -50,20 +50,22 @@ def measure_steps(
 
 
 def measure_memory(session: RankSession, batch: Mapping[str, Tensor]) -> RankMemory:
-    """Bytes the rank holds, from one step without the optimizer; all ranks come together.
+    """Bytes the rank holds, over one more step; all ranks come together.
 
-    Parameters and optimizer state are what lies in memory between steps: run at least one full
-    step before, for optimizers make their state in the first. Gradients are those the optimizer
-    reads, or the running sums over micro-batches where these are larger. Activations are
-    everything else that operators made and had not freed at the fullest moment.
+    Parameters and optimizer state are what lies in memory between steps: run at least one step
+    before, for optimizers make their state in the first. Gradients are those the optimizer reads,
+    or the running sums over micro-batches where these are larger. Activations are everything else
+    that operators, the optimizer's too, had made and not freed at the fullest moment.
     """
     with StorageTracker() as tracker:
-        result = session.step(batch, update=False, keep_gradients=True)
+        session.step(batch)
         peak_bytes = tracker.peak_bytes
-    gradient_bytes = _num_bytes(result.gradients)
-    if session.num_microbatches > 1:
-        sums = [session.program.values[value] for value in session.program.running_sums]
-        gradient_bytes = max(gradient_bytes, sum(spec.num_bytes for spec in sums))
+    program = session.program
+    gradients = [slot.gradient for slot in program.parameters if slot.gradient is not None]
+    gradient_bytes = max(
+        sum(program.values[value].num_bytes for value in values)
+        for values in (gradients, program.running_sums)
+    )
     return RankMemory(
         rank=session.rank,
         parameter_bytes=session.state.parameter_bytes,
@@ -71,7 +73,3 @@ def measure_memory(session: RankSession, batch: Mapping[str, Tensor]) -> RankMem
         optimizer_bytes=session.state.optimizer_bytes,
         activation_bytes=max(0, peak_bytes - gradient_bytes),
     )
-
-
-def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -124,6 +124,7 @@ class _Expansion:
         self.maker = _makers(graph)
         self.tracks = _find_tracks(graph, layout, self.kept)
         self.starts = [track.start for track in self.tracks]
+        self.places = [self._place(op.index) for op in graph.ops]
         self.new_start = self._place_tracks()
         self.first_value = self._number_values()
 
@@ -207,10 +208,10 @@ class _Expansion:
 
     def _op_reader(self, first: int, second: int, run: int) -> _Reader:
         """The new operator that stands for old ``first`` in unit 1 and ``second`` in unit 2."""
-        one, two = self._place(first), self._place(second)
+        one, two = self.places[first], self.places[second]
         last = self.units[run] - 2 if run >= 0 else 0
         inside_one, inside_two = self._is_inside(one, run), self._is_inside(two, run)
-        if inside_two and replace(one, unit=_SECOND) == two and one.unit == _FIRST:
+        if inside_two and _is_next(one, two) and two.unit == _SECOND:
             return lambda unit: self._new_index(two, unit)
         if inside_two and not inside_one and two.unit == _FIRST:
             # The unit before; unit 1 has unit 0 there, which is outside.
@@ -440,6 +441,11 @@ _INPUT_OF_OUTPUT = {
     OutputRole.GRADIENT: InputRole.PARAMETER,
     OutputRole.BUFFER_UPDATE: InputRole.BUFFER,
 }
+
+
+def _is_next(one: _Place, two: _Place) -> bool:
+    """Whether ``two`` is the place of ``one`` in the unit behind."""
+    return (one.track, one.unit + 1, one.offset) == (two.track, two.unit, two.offset)
 
 
 def _makers(graph: OpGraph) -> dict[int, tuple[int, int]]:

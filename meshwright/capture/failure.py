@@ -35,10 +35,15 @@ def source_line(stack_trace: str) -> str:
     return frames[-1] if frames else ""
 
 
-@lru_cache(maxsize=4096)
 def _is_users(path: str) -> bool:
     """Whether a source file is neither torch's nor one of this folder (the zoo is a user)."""
     return not path.startswith((_TORCH_FOLDER, "<")) and Path(path).parent != _OWN_FOLDER
+
+
+@lru_cache(maxsize=4096)
+def _users_file(path: str) -> str:
+    """Its name if a source file is the user's, else nothing."""
+    return Path(path).name if _is_users(path) else ""
 
 
 @contextmanager
@@ -95,9 +100,9 @@ def calling_line() -> str:
     """``file.py:line`` of the user's innermost running frame."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        path = frame.f_code.co_filename
-        if _is_users(path):
-            return f"{Path(path).name}:{frame.f_lineno}"
+        name = _users_file(frame.f_code.co_filename)
+        if name:
+            return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return "an unknown line"
 

@@ -103,7 +103,8 @@ class _Log(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.record(str(func), args, kwargs or {}, result)
+        if func is not torch.ops.prim.device.default:
+            self.record(str(func), args, kwargs or {}, result)
         return result
 
     def record(self, target: str, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:

@@ -14,19 +14,19 @@ from meshwright.capture.layout import Layout, ModuleRun
 
 __all__ = ["find_runs", "shortened"]
 
-_MIN_UNITS = 8
-"""Shorter runs are captured as they are: seven units are traced to fold a longer one."""
+_MIN_UNITS = 12
+"""Shorter runs are captured as they are: to fold a longer one costs about ten units."""
 _MAX_PERIOD = 6
-_INDEX_NAME = re.compile(r"(^|_)(idx|index|id|number|depth)$")
+_INDEX_NAME = re.compile(r"(^|_)(i|idx|index|id|number|num|no|depth|position)$")
 """Attributes that may differ between repetitions, such as ``layer_idx``."""
 
 
 def find_runs(model: nn.Module) -> Layout:
     """The long runs of children that are built alike, outermost ones only.
 
-    Alike are class, mode, plain attributes (but for the position in the list), and shapes, dtypes
-    and ``requires_grad`` of parameters and buffers, all the way down. Children that share a
-    tensor with anything else are in no run. Whether they also run alike is not known from this.
+    Alike are class, mode, plain attributes (but for those named like a position), and shapes,
+    dtypes and ``requires_grad`` of parameters and buffers, all the way down. Children that share
+    a tensor with anything else are in no run. Whether they also run alike is not known from this.
     """
     layout = Layout(runs=tuple(_runs_below(model, "", set())))
     shared = _shared_runs(model, layout)
@@ -63,7 +63,7 @@ def _runs_below(module: nn.Module, path: str, seen: set[int]) -> Iterator[Module
     if isinstance(module, nn.ModuleList | nn.Sequential) and [
         str(number) for number in range(len(children))
     ] == [name for name, _ in children]:
-        keys = [_structure(child, position) for position, (_, child) in enumerate(children)]
+        keys = [_structure(child) for _, child in children]
         for first, period, num_units in _repetitions(keys):
             inside.update(range(first, first + period * num_units))
             yield ModuleRun(list_path=path, first=first, period=period, num_units=num_units)
@@ -89,8 +89,8 @@ def _repetitions(keys: Sequence[Hashable]) -> Iterator[tuple[int, int, int]]:
             position += 1
 
 
-def _structure(module: nn.Module | None, position: int) -> Hashable:
-    """How a child at this position of its list is built."""
+def _structure(module: nn.Module | None) -> Hashable:
+    """How a child is built."""
     if module is None:
         return None
     return (
@@ -103,9 +103,9 @@ def _structure(module: nn.Module | None, position: int) -> Hashable:
             for name, value in vars(module).items()
             if not name.startswith("_")
             and isinstance(value, bool | int | float | str | torch.dtype | None)
-            and not _is_position(name, value, position)
+            and not _INDEX_NAME.search(name)
         ),
-        tuple((name, _structure(child, position)) for name, child in module._modules.items()),
+        tuple((name, _structure(child)) for name, child in module._modules.items()),
     )
 
 
@@ -113,11 +113,6 @@ def _shape(tensor: Tensor | None) -> Hashable:
     if tensor is None:
         return None
     return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.requires_grad
-
-
-def _is_position(name: str, value: object, position: int) -> bool:
-    is_count = isinstance(value, int) and not isinstance(value, bool)
-    return is_count and (value == position or _INDEX_NAME.search(name) is not None)
 
 
 def _shared_runs(model: nn.Module, layout: Layout) -> set[ModuleRun]:

@@ -198,7 +198,7 @@ def _two_segments(gathered: FloatArray, stage_of: IntArray) -> FloatArray:
     """A segment's gathered parameters and the larger neighbor's of the same stage."""
     after = np.append(gathered[1:], 0.0) * np.append(stage_of[1:] == stage_of[:-1], False)
     before = np.insert(gathered[:-1], 0, 0.0) * np.insert(stage_of[1:] == stage_of[:-1], 0, False)
-    return gathered + np.maximum(after, before)
+    return np.asarray(gathered + np.maximum(after, before))
 
 
 def _made(amount: FloatArray, starts: IntArray, stage_of: IntArray) -> FloatArray:

@@ -1,7 +1,7 @@
 """The analytic cost model: a plan's step time and peak memory from data sheets alone.
 
-The margin of its interval is stated, not fitted: ``_FASTEST`` to ``_SLOWEST`` times the estimate. It
-shrinks when measurements replace the assumptions.
+The margin of its interval is stated, not fitted: ``_FASTEST`` to ``_SLOWEST`` times the estimate.
+It shrinks when measurements replace the assumptions.
 """
 
 from __future__ import annotations

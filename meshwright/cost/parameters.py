@@ -109,7 +109,7 @@ class ParameterTable:
             zero_stage=zero,
             local_bytes=self._elements * item,
             chunk_bytes=chunk * item,
-            padded_bytes=chunk * item * np.where(zero > 0, dp_shard, 1).astype(np.float64),
+            padded_bytes=np.where(zero > 0, float(dp_shard), 1.0) * chunk * item,
             stored_bytes=rounded(np.where(zero == 3, chunk, self._elements) * item),
             optimizer_bytes=rounded(chunk * copies) + moments * rounded(chunk * state_item),
             gradient_bytes=np.where(

@@ -20,7 +20,7 @@ from meshwright.cost.collectives import CollectivePrices
 from meshwright.cost.columns import FORWARD, FloatArray, IntArray, sums_by
 from meshwright.cost.memory import MemoryRequest, StageMemory, stage_memory
 from meshwright.cost.parameters import ParameterState, StageParameters
-from meshwright.cost.pipeline import finish_times_s, step_lower_bound_s
+from meshwright.cost.pipeline import closed_form_s, finish_times_s, step_lower_bound_s
 from meshwright.cost.reduction import DataTraffic, Payload, data_traffic, stages_of, traffic_times_s
 from meshwright.cost.roofline import Roofline, roofline_of
 from meshwright.cost.table import CostTable, Split
@@ -159,7 +159,9 @@ class StepPricer:
         )
         starts = np.array(choice.starts, dtype=np.int64)
         stages = np.add.reduceat(times.total_s, starts)
-        return float(stages.sum() + (choice.split.num_microbatches - 1) * stages.max())
+        return step_lower_bound_s(
+            stages.tolist(), [0.0] * len(starts), choice.split.num_microbatches
+        )
 
     def state_excess(self, table: CostTable, choice: Choice) -> float:
         """Parameters, optimizer state and gradients of the fullest stage, over its capacity."""
@@ -391,8 +393,8 @@ class StepPricer:
             total_s = end_s(forward_transfer, backward_transfer)
             without_s = end_s({}, {}) if forward_transfer or backward_transfer else total_s
         else:
-            bound_s = step_lower_bound_s(forward_s.tolist(), backward_s.tolist(), micro)
-            without_s = bound_s + float(tail_s.max())
+            through_s = closed_form_s(forward_s.tolist(), backward_s.tolist(), micro)
+            without_s = through_s + float(tail_s.max())
             total_s = without_s + sum(forward_transfer.values()) + sum(backward_transfer.values())
         own_s = micro * (forward_s + backward_s) + tail_s
         busiest = int(np.argmax(own_s))

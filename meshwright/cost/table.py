@@ -343,7 +343,7 @@ class CostTable:
         """Which nodes a stage runs: its segments' and the free ones they need."""
         nodes, values = self.columns.nodes, self.columns.values
         free = nodes.segment < 0
-        mine = ~free & (stage_of_segment[nodes.segment] == stage)
+        mine: NDArray[np.bool_] = ~free & (stage_of_segment[nodes.segment] == stage)
         maker = values.own_producer[values.crossing_value]
         edges = (maker >= 0) & free[np.maximum(maker, 0)]
         maker, reader = maker[edges], values.edge_reader[edges]

@@ -1,7 +1,8 @@
 """Layout: how one value is spread over the mesh, in terms of its leaves.
 
 A value's dims are products of leaves; an axis either shards one leaf, or holds partial results, or
-holds equal copies. Several axes may shard one leaf, outermost first in mesh order, ``micro`` before all.
+holds equal copies. Several axes may shard one leaf, outermost first in mesh order, ``micro`` before
+all others.
 """
 
 from __future__ import annotations

@@ -467,7 +467,8 @@ class _Pass:
             axis: how
             for axis, how in partials[0].items()
             if how == "sum"
-            and axis not in stored.sharding_axes and all(axis in other for other in partials)
+            and axis not in stored.sharding_axes
+            and all(axis in other for other in partials)
         }
         finished = []
         for term in terms:

@@ -20,7 +20,10 @@ from meshwright.plans.plan import (
     SegmentPlan,
     Stage,
 )
-from meshwright.runtime.job import TORCH_DTYPES
+from meshwright.records.report import Verified
+from meshwright.runtime.dryrun import DryRun, dry_run
+from meshwright.runtime.job import TORCH_DTYPES, full_state, global_batch, open_plan
+from meshwright.runtime.verify import verify_virtual
 from meshwright.spmd.prepared import PreparedGraph, prepare
 
 TP_LABELS = ("heads", "ffn", "inner", "kv_heads", "experts", "vocab")
@@ -109,4 +112,34 @@ def _segments(
             recompute=recompute,
         )
         for number in sorted(labels)
+    ]
+
+
+def verified(plan: ParallelPlan) -> Verified:
+    """Differences of all virtual ranks from one device, after three steps."""
+    run = open_plan(plan)
+    return verify_virtual(
+        run.captured.graph,
+        run.programs(),
+        run.layout,
+        full_state(run, seed=0),
+        global_batch(run, seed=0),
+        schedule=plan.schedule,
+        num_microbatches=plan.num_microbatches,
+        optimizer=plan.job.optimizer,
+    )
+
+
+def run_dry(plan: ParallelPlan) -> list[DryRun]:
+    """The last rank of every stage."""
+    run = open_plan(plan)
+    return [
+        dry_run(
+            program,
+            run.layout,
+            rank=run.layout.rank_of(program.stage, run.layout.coordinates[-1]),
+            schedule=plan.schedule,
+            num_microbatches=plan.num_microbatches,
+        )
+        for program in run.programs()
     ]

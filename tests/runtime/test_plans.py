@@ -9,9 +9,10 @@ import pytest
 from meshwright.errors import PlanRefused
 from meshwright.plans.io import write_plan
 from meshwright.plans.plan import Mesh, Recompute, ScheduleName
+from meshwright.runtime.checks import draws_random
+from meshwright.runtime.job import open_plan
 from meshwright.runtime.launch import launch
-from meshwright.runtime.validate import validate_plan
-from tests.runtime.plans_for_tests import uniform_plan
+from tests.runtime.plans_for_tests import run_dry, uniform_plan, verified
 
 
 @pytest.mark.parametrize(
@@ -38,33 +39,25 @@ from tests.runtime.plans_for_tests import uniform_plan
 )
 def test_virtual_ranks_equal_one_device(model: str, mesh: Mesh, options: dict) -> None:
     """In fp64, after three AdamW steps; and the dry run's collectives are the program's."""
-    found = validate_plan(uniform_plan(model, mesh, **options))
+    plan = uniform_plan(model, mesh, **options)
 
-    assert found.verified is not None
-    assert found.verified.within(1e-10)
-    assert {0, mesh.num_devices - 1} <= {run.rank for run in found.dry_runs}
-
-
-def test_too_large_a_model_is_only_run_dry() -> None:
-    found = validate_plan(uniform_plan("tiny-mlp", Mesh(dp_shard=2)), virtual_flop_limit=10)
-
-    assert found.verified is None
-    assert 2 == len(found.dry_runs)
+    assert verified(plan).within(1e-10)
+    assert mesh.pp == len(run_dry(plan))
 
 
 def test_recomputing_a_dropout_is_refused() -> None:
     plan = uniform_plan("tiny-gpt?dropout=0.1&num_layers=1", Mesh(), recompute=Recompute.FULL)
 
     with pytest.raises(PlanRefused, match="draws random numbers and is recomputed"):
-        validate_plan(plan)
+        run_dry(plan)
 
 
-def test_random_numbers_leave_nothing_to_compare() -> None:
-    """Masks of one device are drawn in another order; the dry run still passes."""
-    found = validate_plan(uniform_plan("tiny-gpt?dropout=0.1&num_layers=1", Mesh()))
+@pytest.mark.parametrize(("dropout", "expected"), [("0.1", True), ("0.0", False)])
+def test_random_operators_are_recognized(dropout: str, expected: bool) -> None:
+    plan = uniform_plan(f"tiny-bert?dropout={dropout}&num_layers=1", Mesh())
+    (program,) = open_plan(plan).programs()
 
-    assert found.verified is None
-    assert 1 == len(found.dry_runs)
+    assert expected == draws_random(program)
 
 
 @pytest.mark.dist
