@@ -14,7 +14,7 @@ from meshwright.cli.output import Output, output_for
 from meshwright.cli.plan import show_plan
 from meshwright.cli.run import check_verified, keep_report, run_plan
 from meshwright.errors import PlanRefused
-from meshwright.plans import JobSpec, ParallelPlan, Precision, write_plan
+from meshwright.plans import JobSpec, OptimizerSpec, ParallelPlan, Precision, write_plan
 from meshwright.strict_json import write_text_atomically
 
 __all__ = ["demo"]
@@ -23,8 +23,14 @@ CLUSTER = "cpu:4"
 _STEPS = 10
 _WARMUP = 2
 _VERIFY_STEPS = 3
+_OPTIMIZER = OptimizerSpec(learning_rate=1e-4)
 _EVERYTHING = 1000
 """Plans to keep: all, so that the baseline is among them wherever it stands."""
+
+CHOSEN = "the chosen plan"
+PLAIN = "plain data parallelism"
+ANOTHER = "the best plan of another kind"
+_FILE_NAMES = {CHOSEN: "chosen", PLAIN: "data-parallel", ANOTHER: "another"}
 
 LARGE_MODEL = "gpt3-175b"
 LARGE_CLUSTER = "1024xh100"
@@ -45,8 +51,8 @@ _EXAMPLES = (
     _Example(
         title="A small GPT",
         name="gpt",
-        reference="tiny-gpt?hidden=128&num_layers=4&seq_len=64&vocab_size=512",
-        global_batch=16,
+        reference="tiny-gpt?hidden=256&num_layers=4&seq_len=32&vocab_size=1024",
+        global_batch=8,
     ),
     _Example(
         title="Two towers, images and texts",
@@ -119,14 +125,14 @@ def _run_example(out: Output, example: _Example, folder: Path) -> tuple[Any, tup
     result = plan_reference(
         example.reference,
         cluster=CLUSTER,
-        job=JobSpec(global_batch=example.global_batch),
+        job=JobSpec(global_batch=example.global_batch, optimizer=_OPTIMIZER),
         top=_EVERYTHING,
         progress=out.progress,
     ).result
     show_plan(out, result, top=5)
     runs = []
     for title, plan in _to_compare(result):
-        path = folder / f"{example.name}-{title.replace(' ', '-')}.plan.json"
+        path = folder / f"{example.name}-{_FILE_NAMES[title]}.plan.json"
         folder.mkdir(parents=True, exist_ok=True)
         write_plan(plan, path)
         try:
@@ -134,7 +140,7 @@ def _run_example(out: Output, example: _Example, folder: Path) -> tuple[Any, tup
                 out, plan, str(path), steps=_STEPS, warmup=_WARMUP, verify_steps=_VERIFY_STEPS
             )
         except PlanRefused as error:
-            if title == "the chosen plan":
+            if title == CHOSEN:
                 raise
             out.progress(f"{title} cannot be run: {error}")
             continue
@@ -172,11 +178,11 @@ def _to_compare(result: Any) -> list[tuple[str, ParallelPlan]]:
         for runner_up in result.alternatives
         if runner_up.plan.prediction is not None and runner_up.plan.prediction.fits
     ]
-    pairs = [("the chosen plan", chosen)]
+    pairs = [(CHOSEN, chosen)]
     if _is_data_parallel(chosen):
-        kinds = [("the best of another kind", plan) for plan in others if _differs(plan)]
+        kinds = [(ANOTHER, plan) for plan in others if _differs(plan)]
     else:
-        kinds = [("plain data parallelism", plan) for plan in others if _is_data_parallel(plan)]
+        kinds = [(PLAIN, plan) for plan in others if _is_data_parallel(plan)]
     return pairs + kinds[:1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -46,6 +47,8 @@ def plan(
     for name, value in (("--top", top), ("--seed", seed + 1)):
         if value < 1:
             raise BadRequest(f"{name}: {value if name == '--top' else seed} is too small")
+    if output is not None and not Path(output).absolute().parent.is_dir():
+        raise BadRequest(f"--output: no folder {str(Path(output).parent)!r} for {output}; make it")
     from meshwright.api import plan_reference
 
     with output_for(as_json=json_output) as out:

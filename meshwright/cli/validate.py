@@ -35,7 +35,7 @@ VIRTUAL_BYTES_LIMIT = 4 * 2**30
 MAX_DIFFERENCE = 1e-10
 """Largest relative difference from one device, in fp64."""
 
-DRY_RUN_SECONDS = 30.0
+DRY_RUN_SECONDS = 15.0
 """After this no further ranks are run dry, once every stage had one."""
 
 
@@ -52,7 +52,8 @@ class _Checks:
         now_s = time.monotonic()
         seconds, self._start_s = now_s - self._start_s, now_s
         self.done.append({"name": name, "status": status, "detail": detail, "seconds": seconds})
-        self._out.say(f"{status:8}{name}: {detail} ({seconds:.1f} s)")
+        if status != "failed":  # what failed is said on stderr
+            self._out.say(f"{status:8}{name}: {detail} ({seconds:.1f} s)")
 
 
 def validate(plan: PlanArgument, json_output: JsonOption = False) -> None:

@@ -139,6 +139,20 @@ class RecomputeAnalysis:
             found[maker] = min(found[maker], found[reader])
         return np.array(found)
 
+    def _gradients_made(self, late: IntArray, place: IntArray) -> FloatArray:
+        """(moments, 4) bytes of gradients that the segment at work has made so far."""
+        nodes, values = self._columns.nodes, self._columns.values
+        bases = np.flatnonzero(values.is_base & values.is_gradient & (values.producer >= 0))
+        born = place[values.producer[bases]]
+        bases, born = bases[born >= 0], born[born >= 0]
+        made = np.zeros((len(late) + 1, 4))
+        np.add.at(made, (born + 1, values.scale[bases]), values.num_bytes[bases])
+        before = np.cumsum(made, axis=0)
+        segment = nodes.segment[late]
+        start = np.full(self._columns.num_segments + 1, len(late))
+        np.minimum.at(start, segment, np.arange(len(late)))
+        return np.asarray(before[1:] - before[start[segment]])
+
     def _live(self, again: BoolArray, saved: IntArray) -> tuple[FloatArray, IntArray, IntArray]:
         """Bytes alive at each moment of the forward and then of the backward function."""
         nodes, values = self._columns.nodes, self._columns.values
@@ -172,6 +186,7 @@ class RecomputeAnalysis:
             np.add.at(change, (last[mine] + 1, values.scale[mine]), -values.num_bytes[mine])
         live = np.cumsum(change[:-1], axis=0)
         order = np.concatenate([forward, late])
+        live[len(forward) :] += self._gradients_made(late, late_place - len(forward))
         phase = np.concatenate([np.full(len(forward), FORWARD), np.full(len(late), BACKWARD)])
         return live, nodes.segment[order], phase
 

@@ -369,6 +369,11 @@ class _Builder:
         for value, layout in enumerate(sharded.layouts):
             divisor, own_scale[value] = self.layout_scale(layout)
             own_bytes[value] = self.sizes[sharded.graph_value[value]] / divisor
+        for value in sharded.inputs.values():
+            # A rank holds its whole batch; micro-batches are cut from it when they are used.
+            layout = sharded.layouts[value].without(MICRO)
+            divisor, own_scale[value] = self.layout_scale(layout)
+            own_bytes[value] = self.sizes[sharded.graph_value[value]] / divisor
         producer = np.array([self.rows.get(node, -1) for node in sharded.producer], dtype=np.int64)
         values: list[int] = []
         readers: list[int] = []

@@ -83,7 +83,7 @@ def stage_memory(
     *,
     state: ParameterState,
     placed: StageParameters,
-    gathered_bytes: FloatArray,
+    gathered_bytes: tuple[FloatArray, FloatArray],
     crossing_bytes: FloatArray,
     is_rounded: bool,
 ) -> StageMemory:
@@ -94,7 +94,8 @@ def stage_memory(
         request: the plan's choices.
         state: bytes of every parameter.
         placed: which parameters live where.
-        gathered_bytes: (segments,) of ZeRO-3 parameters gathered for a segment.
+        gathered_bytes: (segments,) of ZeRO-3 parameters gathered for a segment's forward, and for
+            its backward.
         crossing_bytes: (stages,) received and sent in one micro-batch.
         is_rounded: the allocator rounds up to 512 bytes.
     """
@@ -102,17 +103,11 @@ def stage_memory(
     num_stages, num_segments = len(starts), table.num_segments
     stage_of = np.repeat(np.arange(num_stages), np.diff([*request.starts, num_segments]))
     micro = request.split.num_microbatches
-    flight = np.array(
-        [
-            num_in_flight(request.schedule, stage=s, num_stages=num_stages, num_microbatches=micro)
-            for s in range(num_stages)
-        ],
-        dtype=np.float64,
-    )
+    flight = _in_flight(request)
     saved = _saved_by_segment(table, request, stage_of, is_rounded)
     here = sums_by(placed.segment, state.gradient_bytes[placed.parameter], num_segments)
     transient = table.transient_bytes(request.split, request.policies)
-    gathered = _two_segments(gathered_bytes, stage_of)
+    there, back = _gathered(*gathered_bytes, stage_of)
 
     def per_stage(amount: FloatArray) -> FloatArray:
         return sums_by(placed.stage, amount[placed.parameter], num_stages)
@@ -122,22 +117,11 @@ def stage_memory(
     saved_total = np.add.reduceat(saved, starts)
     before = np.concatenate([[0.0], np.cumsum(saved)])
     kept = before[1:] - before[starts][stage_of]
-    made = _made(here, starts, stage_of)
-    whole = sums_by(
-        placed.segment,
-        np.where(state.gradient_bytes > 0, state.local_bytes, 0.0)[placed.parameter],
-        num_segments,
-    )
-    buckets, copies = np.zeros(num_segments), 0.0
-    if request.split.data_parallel > 1:
-        # The packed bucket replaces its gradients and is reduced to new memory. From ZeRO 2 on the
-        # whole gradients that wait for it are not among ``made``, which are chunks.
-        copies = 2.0 if (state.zero_stage >= 2).any() else 1.0
-        # A bucket is packed when it is full, the last one when nothing else is alive.
-        is_full = _made(whole, starts, stage_of) >= request.bucket_bytes
-        buckets = np.where(is_full, copies * request.bucket_bytes, 0.0)
-    forward = kept + transient[0] + gathered
-    backward = kept + made + transient[1] + gathered + buckets
+    # What the segment at work has made is among its transients.
+    made = _made(here, starts, stage_of) - here
+    buckets, last = _buckets(request, state, placed, starts, stage_of)
+    forward = kept + transient[0] + there
+    backward = kept + made + transient[1] + back + buckets
     best_forward = _argmax_by_stage(forward, starts, stage_of)
     best_backward = _argmax_by_stage(backward, starts, stage_of)
     in_backward = backward[best_backward] >= forward[best_forward]
@@ -150,7 +134,7 @@ def stage_memory(
         "accumulators": gradients if micro > 1 else zeros,
         "gradients": np.where(in_backward, made[moment], 0.0),
         "activations": (flight - 1) * saved_total + kept[moment],
-        "gathered_parameters": gathered[moment],
+        "gathered_parameters": np.where(in_backward, back[moment], there[moment]),
         "transient": np.where(in_backward, transient[1][moment], transient[0][moment]),
         "communication": np.where(in_backward, buckets[moment], 0.0) + crossing_bytes,
         "optimizer_step": zeros,
@@ -162,13 +146,54 @@ def stage_memory(
         "inputs": computing["inputs"],
         "gradients": gradients,
     }
-    last = np.minimum(request.bucket_bytes, np.add.reduceat(whole, starts))
     reducing = {
         **after,
-        "communication": copies * last,
+        "communication": last,
     }
     stepping = {**after, "optimizer_step": per_stage(state.step_bytes)}
     return StageMemory(by_cause=_largest((computing, reducing, stepping)))
+
+
+def _in_flight(request: MemoryRequest) -> FloatArray:
+    """(stages,) most micro-batches whose forward has run and whose backward has not."""
+    num_stages = len(request.starts)
+    return np.array(
+        [
+            num_in_flight(
+                request.schedule,
+                stage=stage,
+                num_stages=num_stages,
+                num_microbatches=request.split.num_microbatches,
+            )
+            for stage in range(num_stages)
+        ],
+        dtype=np.float64,
+    )
+
+
+def _buckets(
+    request: MemoryRequest,
+    state: ParameterState,
+    placed: StageParameters,
+    starts: IntArray,
+    stage_of: IntArray,
+) -> tuple[FloatArray, FloatArray]:
+    """Buffers that gradients are packed in: (segments,) during a backward, (stages,) at its end.
+
+    The packed bucket replaces its gradients and is reduced to new memory. From ZeRO 2 on the whole
+    gradients that wait for it are not counted elsewhere, since chunks are.
+    """
+    num_segments = len(stage_of)
+    if request.split.data_parallel == 1:
+        return np.zeros(num_segments), np.zeros(len(starts))
+    local = np.where(state.gradient_bytes > 0, state.local_bytes, 0.0)
+    whole = sums_by(placed.segment, local[placed.parameter], num_segments)
+    copies = 2.0 if (state.zero_stage >= 2).any() else 1.0
+    # A bucket is packed when it is full, the last one when nothing else is alive.
+    is_full = _made(whole, starts, stage_of) >= request.bucket_bytes
+    during = np.where(is_full, copies * request.bucket_bytes, 0.0)
+    last = np.minimum(request.bucket_bytes, np.add.reduceat(whole, starts))
+    return during, copies * last
 
 
 def _largest(phases: Sequence[dict[str, FloatArray]]) -> dict[str, FloatArray]:
@@ -194,11 +219,14 @@ def _saved_by_segment(
     return sums_by(segment, sizes, table.num_segments)
 
 
-def _two_segments(gathered: FloatArray, stage_of: IntArray) -> FloatArray:
-    """A segment's gathered parameters and the larger neighbor's of the same stage."""
-    after = np.append(gathered[1:], 0.0) * np.append(stage_of[1:] == stage_of[:-1], False)
-    before = np.insert(gathered[:-1], 0, 0.0) * np.insert(stage_of[1:] == stage_of[:-1], 0, False)
-    return np.asarray(gathered + np.maximum(after, before))
+def _gathered(
+    forward: FloatArray, backward: FloatArray, stage_of: IntArray
+) -> tuple[FloatArray, FloatArray]:
+    """A segment's gathered parameters and those of the one that runs next on the stage."""
+    joined = (stage_of[1:] == stage_of[:-1]).astype(np.float64)
+    after = np.append(forward[1:] * joined, 0.0)
+    before = np.insert(backward[:-1] * joined, 0, 0.0)
+    return forward + after, backward + before
 
 
 def _made(amount: FloatArray, starts: IntArray, stage_of: IntArray) -> FloatArray:

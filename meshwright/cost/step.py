@@ -208,7 +208,10 @@ class StepPricer:
             ),
             state=state,
             placed=placed,
-            gathered_bytes=traffic.forward_gather.num_bytes,
+            gathered_bytes=(
+                traffic.forward_gather.num_bytes,
+                traffic.backward_gather.num_bytes,
+            ),
             crossing_bytes=passing,
             is_rounded=self.is_rounded,
         )
@@ -287,9 +290,7 @@ class StepPricer:
     ) -> _Work:
         starts = np.array(choice.starts, dtype=np.int64)
         size, count = len(starts), table.num_segments
-        per_stage = self._devices_per_stage(choice)
-        devices = [self.device_of_stage(first, per_stage)[0] for first in choice.first_devices]
-        rooflines = [self.rooflines[device.name] for device in devices]
+        rooflines = self._rooflines_of_stages(choice)
         times = {
             roofline: table.segment_times(
                 choice.split, choice.policies, roofline=roofline, prices=self.prices
@@ -309,23 +310,10 @@ class StepPricer:
         forward_s, backward_s = stages("forward_s"), stages("backward_s")
 
         def gather(payload: Payload) -> FloatArray:
-            each = traffic_times_s(
-                (payload,),
-                choice.split,
-                self.prices,
-                bucket_bytes=None,
-                size=count,
-            )
-            return np.add.reduceat(each, starts)
+            return np.add.reduceat(self._traffic_s((payload,), choice, None, count), starts)
 
         def reduce(payloads: tuple[Payload, ...]) -> FloatArray:
-            return traffic_times_s(
-                payloads,
-                choice.split,
-                self.prices,
-                bucket_bytes=choice.bucket_bytes,
-                size=size,
-            )
+            return self._traffic_s(payloads, choice, choice.bucket_bytes, size)
 
         every_s = reduce(traffic.every_backward)
         forward = {
@@ -341,16 +329,27 @@ class StepPricer:
             "zero_gather": _exposed_s(gather(traffic.backward_gather), backward_s, hides),
             "dp_communication": _exposed_s(every_s, backward_s, hides),
         }
-        publish_s = gather(traffic.publish[0])
         step_bytes = sums_by(placed.stage, state.step_traffic_bytes[placed.parameter], size)
         tail = {
             "compute": np.array([times[roofline].prologue_s for roofline in rooflines]),
             "dp_communication": _exposed_s(reduce(traffic.once), backward_s, hides)
-            + publish_s
+            + gather(traffic.publish[0])
             + self._tied_s(traffic, choice),
             "optimizer": step_bytes / np.array([r.bytes_per_s for r in rooflines]),
         }
         return _Work(forward=forward, backward=backward, tail=tail)
+
+    def _rooflines_of_stages(self, choice: Choice) -> list[Roofline]:
+        count = self._devices_per_stage(choice)
+        devices = [self.device_of_stage(first, count)[0] for first in choice.first_devices]
+        return [self.rooflines[device.name] for device in devices]
+
+    def _traffic_s(
+        self, payloads: tuple[Payload, ...], choice: Choice, bucket_bytes: int | None, size: int
+    ) -> FloatArray:
+        return traffic_times_s(
+            payloads, choice.split, self.prices, bucket_bytes=bucket_bytes, size=size
+        )
 
     def _tied_s(self, traffic: DataTraffic, choice: Choice) -> FloatArray:
         """Exchange of tied gradients between the first and last stage that holds one."""

@@ -283,11 +283,7 @@ class CostTable:
         Counted on every stage, though a stage may read only some of it.
         """
         values, weights = self.columns.values, self.weights(split)
-        # Data are cut into micro-batches only when used.
-        whole = np.ones(4)
-        if self.columns.is_scaled:
-            whole[2:] = weights[2]
-        total = (values.num_bytes[self._data] * whole[values.scale[self._data]]).sum()
+        total = (values.num_bytes[self._data] * weights[values.scale[self._data]]).sum()
         total += (values.num_bytes[self._early] * weights[values.scale[self._early]]).sum()
         return float(total)
 

@@ -1,9 +1,9 @@
 """The portfolio: every proposer proposes, the cheapest plan that fits wins.
 
-The plan returned is never worse, by the model, than any rule of thumb. Plans whose times differ by
-less than ``_TIE`` count as equal; then the simpler one wins: no pipeline before a pipeline, no
-tensor parallelism before some, less ZeRO, less recompute. So plain data parallelism wins where
-the model fits one device and nothing gains on it.
+The plan returned is the fastest by the model, with two exceptions. Plans whose times differ by less
+than ``_TIE`` count as equal; then the simpler one wins: no pipeline before a pipeline, no tensor
+parallelism before some, less ZeRO, less recompute. And where the model fits one device, plain data
+parallelism wins unless something is faster by more than ``_PLAIN_MARGIN``.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ from meshwright.units import format_bytes, format_seconds
 
 __all__ = ["Alternative", "PortfolioResult", "run_portfolio"]
 
-_TIE = 0.02
+_TIE = 0.005
 """Relative difference in time that no data sheet model can tell apart."""
+
+_PLAIN_MARGIN = 0.1
+"""Plain data parallelism wins unless something is faster by more than this: it is what the user
+would run without us, and the analytic model's own margin is wider."""
 
 _BASELINES = frozenset(rule.name for rule in RULES)
 
@@ -73,9 +77,11 @@ def run_portfolio(
     if not feasible:
         raise NoFeasiblePlan(_nothing_fits(context, everything, results))
     limit_s = feasible[0].time_s * (1 + _TIE)
+    plain_limit_s = feasible[0].time_s * (1 + _PLAIN_MARGIN)
+    plain = [c for c in feasible if _is_plain(c.plan) and c.time_s <= plain_limit_s]
     winner = min(
-        (c for c in feasible if c.time_s <= limit_s),
-        key=lambda c: (_complexity(c.plan), c.time_s),
+        plain or [c for c in feasible if c.time_s <= limit_s],
+        key=lambda c: (c.time_s,) if plain else (*_complexity(c.plan), c.time_s),
     )
     others = [c for c in feasible if c is not winner][: max(top - 1, 0)]
     shown = {id(c) for c in (winner, *others)}
@@ -127,20 +133,25 @@ def _complexity(plan: ParallelPlan) -> tuple[int, ...]:
     )
 
 
+def _is_plain(plan: ParallelPlan) -> bool:
+    """One copy of the model on every device, nothing computed twice."""
+    mesh = plan.mesh
+    return mesh.pp == mesh.tp == mesh.cp == mesh.ep == mesh.dp_shard == 1 and all(
+        segment.zero_stage == 0 and segment.recompute is Recompute.NONE for segment in plan.segments
+    )
+
+
 def _why(winner: Candidate) -> str:
     mesh = winner.plan.mesh
     causes = sorted(winner.cost.breakdown_s.items(), key=lambda item: -item[1])
     spent = ", ".join(f"{cause} {seconds / winner.time_s:.0%}" for cause, seconds in causes[:3])
-    is_plain = mesh.pp == mesh.tp == mesh.cp == mesh.ep == 1 and all(
-        segment.zero_stage == 0 for segment in winner.plan.segments
-    )
-    if is_plain:
+    if _is_plain(winner.plan) and mesh.num_devices > 1:
         stage = winner.cost.fullest_stage
         needs = format_bytes(float(winner.cost.memory.peak_bytes[stage]))
         has = format_bytes(float(winner.cost.capacity_bytes[stage]))
         return (
             f"the model fits one device ({needs} of {has}), so plain data parallelism is enough: "
-            f"nothing that cuts the model is faster by more than {_TIE:.1%} ({spent})"
+            f"nothing that cuts the model is faster by more than {_PLAIN_MARGIN:.0%} ({spent})"
         )
     return f"fastest of the plans that fit ({spent})"
 
@@ -152,8 +163,10 @@ def _reason(candidate: Candidate, winner: Candidate) -> str:
         has = format_bytes(float(candidate.cost.capacity_bytes[stage]))
         return f"does not fit: stage {stage} needs {needs} of {has}"
     ratio = candidate.time_s / winner.time_s
+    if ratio < 1 - _TIE:
+        return f"faster by {1 - ratio:.1%} by the model, too little for what it complicates"
     if ratio <= 1 + _TIE:
-        return "as fast, but less simple"
+        return "as fast, but not simpler"
     mine, other = candidate.cost.breakdown_s, winner.cost.breakdown_s
     cause = max(mine, key=lambda name: mine[name] - other.get(name, 0.0))
     more = format_seconds(mine[cause] - other.get(cause, 0.0))

@@ -69,21 +69,34 @@ def totals(
     return {key: (counts[key], sizes[key]) for key in counts}, dict(data)
 
 
-def check(context: SearchContext, plan: ParallelPlan) -> None:
-    counted = context.model.collective_counts(plan)
-    data = context.model.data_bytes(plan)
-    for stage, program in enumerate(lowered(context, plan)):
-        expected, expected_data = totals(program, plan.num_microbatches)
+Totals = list[tuple[dict[object, tuple[int, int]], dict[object, int]]]
 
-        assert expected == {k: (v.count, v.num_bytes) for k, v in counted[stage].items()}
-        assert expected_data == {k: v.num_bytes for k, v in data[stage].items()}
+
+def counted(context: SearchContext, plan: ParallelPlan) -> Totals:
+    """The cost model's totals of every stage."""
+    return [
+        (
+            {key: (item.count, item.num_bytes) for key, item in converts.items()},
+            {key: item.num_bytes for key, item in data.items()},
+        )
+        for converts, data in zip(
+            context.model.collective_counts(plan), context.model.data_bytes(plan), strict=True
+        )
+    ]
+
+
+def contained(context: SearchContext, plan: ParallelPlan) -> Totals:
+    """What the lowered programs contain."""
+    return [totals(program, plan.num_microbatches) for program in lowered(context, plan)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gpt_counts_equal_the_lowered_program(case: Case) -> None:
     context = context_of(tiny_gpt(), "cpu:8", 16)
 
-    check(context, uniform_plan(context, **vars(case)))
+    plan = uniform_plan(context, **vars(case))
+
+    assert contained(context, plan) == counted(context, plan)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +109,9 @@ def test_gpt_counts_equal_the_lowered_program(case: Case) -> None:
 def test_other_models_count_alike(reference: str, case: Case) -> None:
     context = context_of(zoo(reference, 8), "cpu:8", 8)
 
-    check(context, uniform_plan(context, **vars(case)))
+    plan = uniform_plan(context, **vars(case))
+
+    assert contained(context, plan) == counted(context, plan)
 
 
 def test_one_table_serves_every_split_of_the_batch() -> None:
