@@ -1,0 +1,1 @@
+"""The learned planner; this version holds no code yet: plans come from meshwright.solvers."""

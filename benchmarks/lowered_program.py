@@ -54,13 +54,17 @@ SIZES = {
 _TENSOR_PARALLEL = ("heads", "inner")
 
 
-def hand_plan(prepared: PreparedGraph, *, reference: str, batch: int, mesh: Mesh, zero: int) -> ParallelPlan:
+def hand_plan(
+    prepared: PreparedGraph, *, reference: str, batch: int, mesh: Mesh, zero: int
+) -> ParallelPlan:
     """A plan with the given mesh: batch over the data axes, Megatron's dims over ``tp``."""
     segments = []
     for segment in prepared.segmentation.representatives():
         names = prepared.labels.by_segment[segment.index]
         shard = {
-            axis: ["batch"] if axis.startswith("dp") else [x for x in _TENSOR_PARALLEL if x in names]
+            axis: ["batch"]
+            if axis.startswith("dp")
+            else [x for x in _TENSOR_PARALLEL if x in names]
             for axis, size in zip(AXIS_NAMES, mesh.stage_shape, strict=True)
             if size > 1
         }
@@ -81,7 +85,12 @@ def hand_plan(prepared: PreparedGraph, *, reference: str, batch: int, mesh: Mesh
         job=JobSpec(global_batch=batch),
         mesh=mesh,
         stages=[
-            Stage(first_segment=0, last_segment=count - 1, first_device=0, num_devices=mesh.num_devices)
+            Stage(
+                first_segment=0,
+                last_segment=count - 1,
+                first_device=0,
+                num_devices=mesh.num_devices,
+            )
         ],
         segments=segments,
         provenance=Provenance(meshwright_version="0", solver="hand", level="manual"),
@@ -153,13 +162,13 @@ def hand_tensor_parallel(model: nn.Module, rank: int, ways: int) -> nn.Module:
         first.bias = nn.Parameter(first.bias.detach()[own].clone())
         setattr(feed_forward, names[1], _ReducedLinear(second, own))
         for owner in (attention, feed_forward):
-            owner.register_forward_pre_hook(
-                lambda _module, args: (_Copy.apply(args[0]), *args[1:])
-            )
+            owner.register_forward_pre_hook(lambda _module, args: (_Copy.apply(args[0]), *args[1:]))
     return model
 
 
-def _eager_step(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], None]:
+def _eager_step(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[], None]:
     def step() -> None:
         model.zero_grad(set_to_none=True)
         model(*args, **kwargs).backward()
@@ -167,9 +176,7 @@ def _eager_step(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     return step
 
 
-def _pairs(
-    ours: Callable[[], None], theirs: Callable[[], None], *, repeats: int
-) -> dict[str, Any]:
+def _pairs(ours: Callable[[], None], theirs: Callable[[], None], *, repeats: int) -> dict[str, Any]:
     """Times in turns A B A B, after warm-up; ratio ours / theirs pair by pair."""
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats + 2):
@@ -273,10 +280,12 @@ def main() -> None:
                 )
                 for name, row in json.loads(Path(out).read_text()).items():
                     results[f"{size}: {name}"] = row
-                    print(f"{size:6} {name:22} ratio {row['ratio_median']:.3f} "
-                          f"[{row['ratio_p10']:.3f}, {row['ratio_p90']:.3f}]  "
-                          f"ours {row['ours_median_s'] * 1e3:.1f} ms, "
-                          f"theirs {row['baseline_median_s'] * 1e3:.1f} ms")
+                    print(
+                        f"{size:6} {name:22} ratio {row['ratio_median']:.3f} "
+                        f"[{row['ratio_p10']:.3f}, {row['ratio_p90']:.3f}]  "
+                        f"ours {row['ours_median_s'] * 1e3:.1f} ms, "
+                        f"theirs {row['baseline_median_s'] * 1e3:.1f} ms"
+                    )
     document = {
         "claim": "lowered program / baseline, forward and backward, pair by pair",
         "command": f"python benchmarks/lowered_program.py --repeats {options.repeats}",

@@ -102,8 +102,6 @@ def stage_memory(
     starts = np.array(request.starts, dtype=np.int64)
     num_stages, num_segments = len(starts), table.num_segments
     stage_of = np.repeat(np.arange(num_stages), np.diff([*request.starts, num_segments]))
-    micro = request.split.num_microbatches
-    flight = _in_flight(request)
     saved = _saved_by_segment(table, request, stage_of, is_rounded)
     here = sums_by(placed.segment, state.gradient_bytes[placed.parameter], num_segments)
     transient = table.transient_bytes(request.split, request.policies)
@@ -114,7 +112,6 @@ def stage_memory(
 
     parameters = per_stage(state.stored_bytes)
     gradients = per_stage(state.gradient_bytes)
-    saved_total = np.add.reduceat(saved, starts)
     before = np.concatenate([[0.0], np.cumsum(saved)])
     kept = before[1:] - before[starts][stage_of]
     # What the segment at work has made is among its transients.
@@ -131,9 +128,9 @@ def stage_memory(
         "parameters": parameters,
         "optimizer": per_stage(state.optimizer_bytes),
         "inputs": zeros + table.shared_bytes(request.split),
-        "accumulators": gradients if micro > 1 else zeros,
+        "accumulators": gradients * (request.split.num_microbatches > 1),
         "gradients": np.where(in_backward, made[moment], 0.0),
-        "activations": (flight - 1) * saved_total + kept[moment],
+        "activations": (_in_flight(request) - 1) * np.add.reduceat(saved, starts) + kept[moment],
         "gathered_parameters": np.where(in_backward, back[moment], there[moment]),
         "transient": np.where(in_backward, transient[1][moment], transient[0][moment]),
         "communication": np.where(in_backward, buckets[moment], 0.0) + crossing_bytes,
@@ -146,10 +143,7 @@ def stage_memory(
         "inputs": computing["inputs"],
         "gradients": gradients,
     }
-    reducing = {
-        **after,
-        "communication": last,
-    }
+    reducing = {**after, "communication": last}
     stepping = {**after, "optimizer_step": per_stage(state.step_bytes)}
     return StageMemory(by_cause=_largest((computing, reducing, stepping)))
 
