@@ -24,15 +24,16 @@ from numpy.typing import NDArray
 from meshwright.graph.opgraph import DTYPE_BYTES, OutputRole
 from meshwright.graph.rules.base import Variant
 from meshwright.spmd.crossing import operands_of
+from meshwright.spmd.expansions import REDUCTIONS_INSIDE
 from meshwright.spmd.layout import MICRO, Layout
 from meshwright.spmd.program import CollectiveKind
 from meshwright.spmd.redistribute import StepKind
 from meshwright.spmd.sharded import ConvertNode, Node, OpNode, ShardedGraph, ShardedPhase
+from meshwright.spmd.stage import KEPT_BY_SELECTIVE
 
 __all__ = [
     "BACKWARD",
     "FORWARD",
-    "KEPT_BY_SELECTIVE",
     "PROLOGUE",
     "CollectiveColumns",
     "Columns",
@@ -51,21 +52,7 @@ _PHASE = {
     ShardedPhase.BACKWARD: BACKWARD,
 }
 
-KEPT_BY_SELECTIVE = frozenset(
-    {"mm", "addmm", "bmm", "baddbmm", "mv", "convolution", "embedding"}
-    | {"_scaled_dot_product_flash_attention_for_cpu"}
-)
-"""Operators whose results selective recompute keeps; the lowering keeps the same."""
-
 _BATCH_SCALE = {MICRO: 1, "dp_shard": 2}
-
-_INSIDE = {
-    "aten._log_softmax.default": 2,
-    "aten._log_softmax_backward_data.default": 1,
-    "aten._native_batch_norm_legit_functional.default": 2,
-    "aten.native_batch_norm_backward.default": 2,
-}
-"""All-reduces of statistics inside an expanded operator (``spmd.expansions``)."""
 
 _LOOK_UP_SHARE = 0.5
 """An operator that reads less of its operands than this looks rows up: what it reads scales like
@@ -330,7 +317,7 @@ class _Builder:
         if not axes:
             return
         op = self.graph.ops[node.op]
-        count = _INSIDE.get(op.target, 1)
+        count = REDUCTIONS_INSIDE[op.target]
         statistic = node.results[1] if len(node.results) > 1 else None
         if statistic is not None:
             divisor, index = self.layout_scale(self.sharded.layouts[statistic])

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from meshwright.graph.opgraph import Op, Ref
 from meshwright.spmd.body import Body
 
-__all__ = ["EXPANSIONS", "Expansion", "InsideReduction"]
+__all__ = ["EXPANSIONS", "REDUCTIONS_INSIDE", "Expansion", "InsideReduction"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,3 +178,11 @@ EXPANSIONS: dict[str, Expansion] = {
     "aten._native_batch_norm_legit_functional.default": _batch_norm,
     "aten.native_batch_norm_backward.default": _batch_norm_backward,
 }
+
+REDUCTIONS_INSIDE = {
+    "aten._log_softmax.default": 2,
+    "aten._log_softmax_backward_data.default": 1,
+    "aten._native_batch_norm_legit_functional.default": 2,
+    "aten.native_batch_norm_backward.default": 2,
+}
+"""How many all-reduces each expansion has, for the cost model."""

@@ -94,7 +94,7 @@ def eager_steps(
         result = model(*args, **kwargs)
         loss = result if isinstance(result, Tensor) else result["loss"]
         loss.backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if step == 0:
             gradients = {
                 name: parameter.grad.clone()

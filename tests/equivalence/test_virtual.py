@@ -24,8 +24,14 @@ def _subject(model: str) -> Subject:
     return built_in(model)
 
 
+QUICK = {"tiny-gpt", "tiny-clip"}
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(model, marks=() if model in QUICK else pytest.mark.slow) for model in MODELS],
+)
 def test_plan_equals_plain_pytorch(model: str, recipe: str) -> None:
     subject = _subject(model)
     plan = plan_of(subject, RECIPES[recipe])
