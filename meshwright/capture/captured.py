@@ -143,8 +143,9 @@ def capture(
             return forward_log(model, call, found, mode)
 
     try:
-        folded = capture_folded(model, whole, log) if fold else None
-        graph, constants = folded or whole()
+        with _without_overhead():
+            folded = capture_folded(model, whole, log) if fold else None
+            graph, constants = folded or whole()
     except PlannerError:
         raise
     except Exception as error:
@@ -163,7 +164,7 @@ def _tracing(
 ) -> Iterator[tuple[FakeTensorMode, Any, StandIns]]:
     """Everything fake, for one pass through ``model``: the mode, the call, and the tensors."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with quiet_torch(), _without_overhead(), _on_cpu(), torch.enable_grad():
+    with quiet_torch(), _on_cpu(), torch.enable_grad():
         call = map_tensors(
             real_call,
             lambda path, tensor: fake_like(tensor, mode, dtype=dtype, what=f"input {path}"),

@@ -45,11 +45,9 @@ def capture_folded(
     ``whole`` captures ``model`` as it is, ``log`` gives its ``forward_log``. Afterwards ``model``
     and the state of the random generators are as they were.
     """
-    layout = find_runs(model)
-    if not layout.runs:
-        return None
     try:
-        return _fold(model, layout, whole, log)
+        layout = find_runs(model)
+        return _fold(model, layout, whole, log) if layout.runs else None
     except Exception:
         # A shortened module may fail in any way (an index out of range); the whole one decides.
         return None

@@ -6,6 +6,7 @@ operators would carry ``device='meta'`` and attention would decompose.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,7 +60,8 @@ def stand_ins(
 ) -> Iterator[StandIns]:
     """Puts fake tensors into ``model`` for the duration of the block.
 
-    Afterwards every attribute of every module is what it was, even those ``forward`` assigned.
+    Afterwards every attribute of every module is what it was, even those ``forward`` assigned, and
+    so is what their lists, dictionaries and sets hold.
     """
     found = StandIns()
     _make_fakes(model, mode, dtype, found)
@@ -67,6 +69,12 @@ def stand_ins(
         (holder, dict(holder))
         for module in model.modules()
         for holder in (vars(module), module._parameters, module._buffers)
+    ]
+    contents = [
+        (value, copy.copy(value))
+        for module in model.modules()
+        for value in vars(module).values()
+        if type(value) in (list, dict, set)
     ]
     try:
         for path, module in model.named_modules():
@@ -77,6 +85,12 @@ def stand_ins(
         for holder, content in before:
             holder.clear()
             holder.update(content)
+        for container, elements in contents:
+            container.clear()
+            if isinstance(container, list):
+                container.extend(elements)
+            else:
+                container.update(elements)
 
 
 def _make_fakes(

@@ -1,5 +1,3 @@
 """The command line: one file per verb, put together in ``main``."""
 
 from __future__ import annotations
-
-__all__: list[str] = []

@@ -6,6 +6,7 @@ import sys
 
 from meshwright.cli.main import main
 
-__all__: list[str] = []
+__all__ = ["main"]
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
+from meshwright.cli.checks import check_against
 from meshwright.cli.options import JsonOption, PlanArgument
-from meshwright.cli.output import output_for
+from meshwright.cli.output import Output, output_for
 from meshwright.cluster import Cluster, Device, Link
-from meshwright.plans import ParallelPlan, read_plan
+from meshwright.plans import ParallelPlan, Prediction, read_plan
 from meshwright.units import format_bytes, format_seconds
 
 __all__ = ["explain", "sensitivity"]
@@ -17,9 +19,7 @@ __all__ = ["explain", "sensitivity"]
 def explain(plan: PlanArgument, json_output: JsonOption = False) -> None:
     """Say where time and memory go, what was second best, and what the plan is sensitive to."""
     stored = read_plan(plan)
-    from meshwright import report
     from meshwright.api import plan_reference
-    from meshwright.cli.checks import check_against
 
     with output_for(as_json=json_output) as out:
         planned = plan_reference(
@@ -46,45 +46,76 @@ def explain(plan: PlanArgument, json_output: JsonOption = False) -> None:
         is_first = _same(result.plan, stored)
         if not is_first:
             others.insert(0, (result.plan, f"would be chosen now: {result.search.reason}"))
-        changes = sensitivity(stored, model)
-        multiplicity = model.segmentation.multiplicity()
-        out.say(
-            f"{stored.model.reference} on {stored.cluster}: {report.mesh_words(stored)}; "
-            f"{report.schedule_words(stored)}; chosen by {stored.provenance.solver}"
+        explanation = _Explanation(
+            plan=stored,
+            predicted=predicted,
+            reason=result.search.reason if is_first else None,
+            others=tuple(others),
+            changes=sensitivity(stored, model),
+            multiplicity=model.segmentation.multiplicity(),
         )
-        out.say(report.prediction_words(predicted))
-        out.say(
-            f"Why: {result.search.reason}."
-            if is_first
-            else "Planning again chooses another plan; see the first of the plans below."
-        )
-        out.show(report.segments_table(stored, multiplicity))
-        out.show(*report.breakdown_tables(predicted))
-        out.show("other plans", report.alternatives_table(others))
-        out.show("were things otherwise, this plan would take")
-        out.show(report.facts_table({change["change"]: change["effect"] for change in changes}))
-        out.document(
+        _show(out, explanation)
+        out.document(_document(explanation))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Explanation:
+    """What there is to say of a plan."""
+
+    plan: ParallelPlan
+    predicted: Prediction
+    reason: str | None
+    """Why planning chose it; ``None`` where planning again chooses another."""
+    others: tuple[tuple[ParallelPlan, str], ...]
+    """Plans that were not chosen, and why."""
+    changes: list[dict[str, Any]]
+    multiplicity: tuple[int, ...]
+    """How many segments each class has."""
+
+
+def _show(out: Output, found: _Explanation) -> None:
+    from meshwright import report
+
+    plan = found.plan
+    out.say(
+        f"{plan.model.reference} on {plan.cluster}: {report.mesh_words(plan)}; "
+        f"{report.schedule_words(plan)}; chosen by {plan.provenance.solver}"
+    )
+    out.say(report.prediction_words(found.predicted))
+    if found.reason is None:
+        out.say("Planning again chooses another plan; it is the first of the other plans below.")
+    else:
+        out.say(f"Why: {found.reason}.")
+    out.show(report.segments_table(plan, found.multiplicity))
+    out.show(*report.breakdown_tables(found.predicted))
+    out.show("other plans", report.alternatives_table(found.others))
+    out.show("were things otherwise, this plan would take")
+    out.show(report.facts_table({item["change"]: item["effect"] for item in found.changes}))
+
+
+def _document(found: _Explanation) -> dict[str, Any]:
+    from meshwright import report
+
+    return {
+        "plan": found.plan,
+        "predicted": found.predicted,
+        "is_still_best": found.reason is not None,
+        "reason": found.reason,
+        "segments": [
             {
-                "plan": stored,
-                "predicted": predicted,
-                "is_still_best": is_first,
-                "reason": result.search.reason if is_first else None,
-                "segments": [
-                    {
-                        "segment_class": segment.segment_class,
-                        "name": segment.name,
-                        "multiplicity": multiplicity[segment.segment_class],
-                        "words": report.shard_words(stored, segment),
-                    }
-                    for segment in stored.segments
-                ],
-                "alternatives": [
-                    {"plan": other, "predicted": other.prediction, "reason": reason}
-                    for other, reason in others
-                ],
-                "sensitivity": changes,
+                "segment_class": segment.segment_class,
+                "name": segment.name,
+                "multiplicity": found.multiplicity[segment.segment_class],
+                "words": report.shard_words(found.plan, segment),
             }
-        )
+            for segment in found.plan.segments
+        ],
+        "alternatives": [
+            {"plan": plan, "predicted": plan.prediction, "reason": reason}
+            for plan, reason in found.others
+        ],
+        "sensitivity": found.changes,
+    }
 
 
 def _same(left: ParallelPlan, right: ParallelPlan) -> bool:
@@ -168,6 +199,6 @@ def _scaled(device: Device, name: str, factor: float) -> Device:
     if name == "flop_per_s":
         rates = {dtype: rate * factor for dtype, rate in device.flop_per_s.items()}
         return dataclasses.replace(device, flop_per_s=rates)
-    amount = getattr(device, name) * factor
-    whole = name == "memory_bytes"
-    return dataclasses.replace(device, **{name: int(amount) if whole else amount})
+    if name == "memory_bytes":
+        return dataclasses.replace(device, memory_bytes=int(device.memory_bytes * factor))
+    return dataclasses.replace(device, memory_bytes_per_s=device.memory_bytes_per_s * factor)

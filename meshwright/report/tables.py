@@ -47,6 +47,7 @@ def plans_table(plans: Sequence[ParallelPlan]) -> Table:
     )
     for number, plan in enumerate(plans, start=1):
         prediction = plan.prediction
+        recomputes = sorted({s.recompute for s in plan.segments}, key=_RECOMPUTE_ORDER.index)
         table.add_row(
             str(number),
             "?" if prediction is None else format_seconds(prediction.step_time_s),
@@ -55,9 +56,7 @@ def plans_table(plans: Sequence[ParallelPlan]) -> Table:
             mesh_words(plan),
             schedule_words(plan),
             "-".join(str(stage) for stage in sorted({s.zero_stage for s in plan.segments})),
-            ", ".join(
-                sorted({s.recompute.value for s in plan.segments}, key=_RECOMPUTE_ORDER.index)
-            ),
+            ", ".join(recomputes),
             plan.provenance.solver,
         )
     return table

@@ -218,6 +218,7 @@ class _Pass:
     ) -> None:
         choice = self._choose(op, wanted)
         carried = self._carried_partials(op, choice)
+        choice = {axis: index for axis, index in choice.items() if axis not in carried}
         factors = self.analysis.leaf_factors[op.index]
         rule = self.analysis.rules[op.index]
         operands = []
@@ -309,7 +310,7 @@ class _Pass:
             if value in self.waiting_parameters or position in rule.ignored:
                 continue
             for axis, how in self.layouts[self._current(value)].partial:
-                if how == "sum" and axis not in choice:
+                if how == "sum":
                     spread.setdefault(axis, set()).add(position)
         if not spread:
             return {}
@@ -317,6 +318,10 @@ class _Pass:
         result_bytes = sum(size[value].num_bytes for value in op.results)
         carried: dict[str, frozenset[int]] = {}
         for axis, positions in spread.items():
+            # A sum of several partial results is reduced once, before it is cut; one alone is cut
+            # as it is reduced.
+            if axis in choice and len(positions) < 2:
+                continue
             operand_bytes = sum(size[op.inputs[position]].num_bytes for position in positions)
             if frozenset(positions) in rule.linear and (
                 axis == MICRO or result_bytes <= operand_bytes

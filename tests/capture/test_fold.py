@@ -296,3 +296,20 @@ def test_random_choices_of_the_model_are_those_of_one_pass() -> None:
         counts.add(len(capture(model, (data(),), fold=fold).graph.ops))
 
     assert 1 == len(counts)
+
+
+def test_what_the_model_remembers_is_forgotten_between_passes() -> None:
+    class Remembering(Deep):
+        def __init__(self) -> None:
+            super().__init__(chain)
+            self.calls: list[int] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.append(len(self.calls))
+            return super().forward(x) * (1.0 + self.calls[-1])
+
+    model = Remembering()
+    folded, whole = both(model, data())
+
+    require_equal(folded, whole)
+    assert [] == model.calls

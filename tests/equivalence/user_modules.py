@@ -14,7 +14,9 @@ class SkipNet(nn.Module):
         super().__init__()
         self.down1 = nn.Linear(16, 32)
         self.down2 = nn.Linear(32, 64)
-        self.middle = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64), nn.GELU())
+        self.middle = nn.Sequential(
+            *(nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64), nn.GELU()) for _ in range(8))
+        )
         self.up2 = nn.Linear(128, 32)
         self.up1 = nn.Linear(64, 16)
 
@@ -38,7 +40,7 @@ class TiedTagger(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.words = nn.Embedding(48, 32)
-        self.lstm_like = nn.ModuleList([nn.Linear(32, 32) for _ in range(4)])
+        self.lstm_like = nn.ModuleList([nn.Linear(32, 32) for _ in range(10)])
         self.score = nn.Linear(32, 48, bias=False)
         self.score.weight = self.words.weight
 
@@ -49,13 +51,17 @@ class TiedTagger(nn.Module):
         return F.cross_entropy(self.score(hidden).flatten(0, 1), tokens.flatten())
 
 
+def _layers(depth: int) -> list[nn.Module]:
+    return [layer for _ in range(depth) for layer in (nn.Linear(32, 32), nn.ReLU())]
+
+
 class TwoViews(nn.Module):
     """A dictionary in, a flag beside it, and a constant written into the code."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.left = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 24))
-        self.right = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 24))
+        self.left = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), *_layers(5), nn.Linear(32, 24))
+        self.right = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), *_layers(5), nn.Linear(32, 24))
         self.head = nn.Linear(24, 4)
         self.register_buffer("scale", torch.linspace(0.5, 2.0, 24))
 

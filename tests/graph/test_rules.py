@@ -185,6 +185,8 @@ FROM_WEIGHTS = (rand(6, 5), index(5, 6), rand(5).abs(), 2, -100)
 CASES: dict[str, Instance] = {
     "flip": instance("aten.flip.default", rand(6, 4), [0]),
     "flip of two dims": instance("aten.flip.default", rand(6, 4), [0, 1]),
+    "roll": instance("aten.roll.default", rand(6, 4), [1], [0]),
+    "roll of all": instance("aten.roll.default", rand(6, 4), [1]),
     "sort": instance("aten.sort.default", rand(6, 4), 0),
     "sort by name of the dim": instance("aten.sort.stable", rand(6, 4), stable=True, dim=0),
     "topk": instance("aten.topk.default", rand(6, 4), 2, 1),

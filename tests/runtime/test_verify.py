@@ -149,3 +149,37 @@ def test_what_cannot_be_compared_is_infinitely_wrong(found: dict[str, Tensor]) -
 
     assert verified.gradients is None
     assert not verified.within(1e9)
+
+
+def test_an_element_whose_gradient_is_rounding_may_differ_by_its_steps_and_no_more() -> None:
+    """Element 0 is unsteady with a reach of 0.02, element 1 steady; the largest parameter is 2."""
+    expected = Steps(
+        losses=(1.0,),
+        gradients={},
+        parameters={"w": torch.tensor([0.0, 2.0])},
+        steady={"w": torch.tensor([False, True])},
+        unsteady_reach=0.02,
+    )
+
+    def parameters_off_by(first: float, second: float) -> float | None:
+        moved = {"w": torch.tensor([first, 2.0 + second])}
+        return compare(expected, Steps(losses=(1.0,), gradients={}, parameters=moved)).parameters
+
+    assert parameters_off_by(0.01, 0.0) == 0.0
+    assert parameters_off_by(0.04, 0.0) == pytest.approx(0.02)
+    assert parameters_off_by(0.0, 0.01) == pytest.approx(0.005, rel=1e-4)
+
+
+def test_steady_elements_are_those_with_a_gradient_above_rounding() -> None:
+    """The bias before a batch norm has no influence on the loss: its gradient is rounding."""
+    model, captured, data = _captured()
+    found = reference_steps(
+        captured.graph,
+        source_of(model, captured.constants),
+        data,
+        optimizer=OptimizerSpec(),
+        num_steps=2,
+    )
+
+    assert not found.steady["first.bias"].any()
+    assert found.steady["last.weight"].all()

@@ -193,11 +193,12 @@ def _needs_dim(position: int | None, default: int = -1) -> RuleFunction:
     return rule
 
 
-def _flip(
+def _moved(
     op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
 ) -> OpRule | None:
-    """The turned dim stays whole; several at once have no rule."""
-    dims = op.args[1]
+    """``flip`` and ``roll``: the moved dim stays whole; several at once have no rule."""
+    position = 2 if op.target == "aten.roll.default" else 1
+    dims = op.args[position] if len(op.args) > position else None
     if not isinstance(dims, tuple) or len(dims) != 1 or not isinstance(dims[0], int):
         return None
     return _along_dim(op, operands, results, dim=dims[0], linear=_FIRST)
@@ -246,7 +247,8 @@ REDUCTION_RULES: dict[str, RuleFunction] = {
     "aten.sort.stable": _needs_dim(None),
     "aten.argsort.default": _needs_dim(1),
     "aten.topk.default": _needs_dim(2),
-    "aten.flip.default": _flip,
+    "aten.flip.default": _moved,
+    "aten.roll.default": _moved,
     "aten.gather.default": _needs_dim(1, 0),
     "aten.scatter.src": _needs_dim(1, 0),
     "aten.scatter.value": _needs_dim(1, 0),
