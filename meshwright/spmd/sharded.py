@@ -318,9 +318,9 @@ class _Pass:
         result_bytes = sum(size[value].num_bytes for value in op.results)
         carried: dict[str, frozenset[int]] = {}
         for axis, positions in spread.items():
-            # A sum of several partial results is reduced once, before it is cut; one alone is cut
-            # as it is reduced.
-            if axis in choice and len(positions) < 2:
+            # Several partial results are added first and reduced once, and a view waits for that;
+            # any other operator wants its one operand reduced and cut at once.
+            if axis in choice and len(positions) < 2 and not rule.is_view:
                 continue
             operand_bytes = sum(size[op.inputs[position]].num_bytes for position in positions)
             if frozenset(positions) in rule.linear and (
