@@ -234,6 +234,7 @@ class FunctionWriter:
             if value not in together:
                 together = [value]
             members = [self.context.parameters[item] for item in together]
+            self.body.segment = segment
             start = len(self.body.instructions)
             pending = launch_gather(
                 self.body,

@@ -70,7 +70,7 @@ def test_models_that_are_no_chain_are_cut(name: str) -> None:
 
     assert len(segments) > 5
     assert all(segment.forward_ops for segment in segments)
-    assert all("batch" in labels for labels in _labels(prepared))
+    assert sum("batch" in labels for labels in _labels(prepared)) > 5
 
 
 def test_experts_have_a_class() -> None:

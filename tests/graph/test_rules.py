@@ -109,7 +109,7 @@ def assert_same(expected: Tensor, found: Tensor, what: str) -> None:
     )
 
 
-# Operators as the built-in models meet them --------------------------------------------------------
+# Operators as the built-in models meet them -------------------------------------------------------
 
 
 def captured(name: str) -> tuple[OpGraph, dict[int, Tensor]]:
@@ -167,7 +167,7 @@ def test_operators_of_a_built_in_model(name: str) -> None:
     assert [] == sorted(target for target in taken if not has_rule(target))
 
 
-# Operators the built-in models do not have ---------------------------------------------------------
+# Operators the built-in models do not have --------------------------------------------------------
 
 torch.manual_seed(0)
 

@@ -40,8 +40,10 @@ def _counted(function: Function) -> Counter[tuple[str, int]]:
 
 
 def test_tensor_parallel_reduces_once_for_each_half_of_a_block() -> None:
-    """Forward: 8 halves and the embedding; the loss takes a maximum and a sum for each token and
-    the sum of all. Backward: 8 halves and the head; one sum for each token.
+    """Eight halves and one more, forward and backward.
+
+    Forward: the embedding too, and the loss takes a maximum and a sum for each token and the sum
+    of all. Backward: 8 halves and the head; one sum for each token.
     """
     program = _program(Recipe({"tp": 2}, {"tp": TENSOR}))
 
@@ -57,8 +59,9 @@ def test_tensor_parallel_reduces_once_for_each_half_of_a_block() -> None:
 
 
 def test_sequence_parallel_gathers_and_scatters_in_pairs() -> None:
-    """Each all-reduce becomes a scatter and a gather; backward gathers what entered a half again,
-    for its weight gradient.
+    """Each all-reduce becomes a scatter and a gather.
+
+    Backward gathers what entered a half again, for its weight gradient.
     """
     program = _program(Recipe({"tp": 2}, {"tp": SEQUENCE}))
     forward, backward = _counted(program.forward), _counted(program.backward_final)
@@ -72,8 +75,10 @@ def test_sequence_parallel_gathers_and_scatters_in_pairs() -> None:
 
 
 def test_zero3_gathers_each_segment_once_forward_and_once_backward() -> None:
-    """11 segments; the two tables of the embeddings are not needed in the backward pass (the head
-    gathers the tied one), which leaves 9.
+    """11 segments forward, 9 backward.
+
+    The two tables of the embeddings are not needed in the backward pass (the head gathers the tied
+    one).
     """
     program = _program(Recipe({"dp_shard": 2}, {"dp_shard": BATCH}, zero=3))
     forward = [c for c in _collectives(program.forward) if c.cause == "zero_gather"]
@@ -121,9 +126,7 @@ def test_zero1_publishes_every_parameter() -> None:
 
 
 def test_full_recompute_keeps_what_enters_a_segment() -> None:
-    """The inputs of 8 halves and of the head, one token each 64 wide; besides them only scalars of
-    the loss and the inverse counts.
-    """
+    """The inputs of 8 halves and of the head; else a number for each target, and the count."""
     kept = _program(Recipe(recompute=Recompute.FULL))
     large = [v for v in kept.saved if kept.values[v].num_bytes >= ACTIVATION_BYTES]
     small = sum(kept.values[v].num_bytes for v in kept.saved if v not in large)

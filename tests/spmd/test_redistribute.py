@@ -35,7 +35,7 @@ COORDINATES = RankLayout(stage_shape=(1, 2, 2, 1, 2), first_devices=(0,)).coordi
 
 
 def _two_leaves(rows: int, parts: tuple[int, int], last: int) -> OpGraph:
-    """``(rows, a b, last)`` viewed as ``(rows, a, b, last)``, so that ``a`` and ``b`` are leaves."""
+    """``(rows, a b, last)`` viewed as ``(rows, a, b, last)``: ``a`` and ``b`` are leaves."""
     whole, apart = (rows, parts[0] * parts[1], last), (rows, *parts, last)
     specs = [
         TensorSpec(shape=shape, dtype="float64", stride=contiguous_stride(shape))
