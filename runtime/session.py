@@ -19,6 +19,7 @@ from meshwright.runtime.mesh import Layout, axes_used, make_groups, program_func
 from meshwright.runtime.rank import RankEngine
 from meshwright.runtime.state import RankState, TensorSource, slice_data
 from meshwright.runtime.transport import ProcessTransport
+from meshwright.spmd.layout import BATCH_AXES
 from meshwright.spmd.program import StageProgram
 
 __all__ = ["RankSession", "process_group"]
@@ -107,6 +108,15 @@ class RankSession:
             num_stages=layout.num_stages,
             num_microbatches=num_microbatches,
         )
+
+    def seed_draws(self, seed: int) -> None:
+        """Seed torch's generators: ranks that hold the same samples draw alike, others do not.
+
+        Lowering cuts random operators along the batch and nothing else, so equal copies stay equal.
+        """
+        axes = tuple(axis for axis in BATCH_AXES if self.coordinate.size((axis,)) > 1)
+        position = self.coordinate.position(axes)
+        torch.manual_seed(seed + self.program.stage + self.layout.num_stages * position)
 
     def local_batch(self, global_data: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This rank's part of a global batch, on its device."""

@@ -103,7 +103,7 @@ def run_job(job: Job) -> None:
             device=device,
         )
         local = session.local_batch(batch)
-        torch.manual_seed(job.seed)
+        session.seed_draws(job.seed)
         verified = None
         # Every rank must decide alike, so all look at the programs of all stages.
         if job.verify_steps and not any(map(draws_random, run.programs())):

@@ -68,7 +68,7 @@ class Segmentation:
 
 def find_segments(graph: OpGraph, rules: tuple[OpRule, ...]) -> Segmentation:
     """Cut ``graph`` into segments and fold equal ones."""
-    free = _parameter_free_values(graph)
+    free = _parameter_free_values(graph, rules)
     main = [
         op.index
         for op in graph.ops
@@ -88,12 +88,13 @@ def find_segments(graph: OpGraph, rules: tuple[OpRule, ...]) -> Segmentation:
     return _folded(graph, segment_of_op, len(bounds) - 1)
 
 
-def _parameter_free_values(graph: OpGraph) -> set[int]:
+def _parameter_free_values(graph: OpGraph, rules: tuple[OpRule, ...]) -> set[int]:
     """Values computed from data, buffers and constants alone, without randomness."""
     free = {item.value for item in graph.inputs if item.role != InputRole.PARAMETER}
     updated = {output.value for output in graph.outputs if output.role == "buffer_update"}
     for op in graph.ops:
-        if op.phase == Phase.FORWARD and all(value in free for value in op.inputs):
+        draws = rules[op.index].random
+        if op.phase == Phase.FORWARD and not draws and all(v in free for v in op.inputs):
             free.update(value for value in op.results if value not in updated)
     return free
 

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from meshwright.graph.factors import Place
 from meshwright.plans.plan import AXIS_NAMES
 
-__all__ = ["ALL_AXES", "MICRO", "REPLICATED", "Layout", "local_shape", "order_axes"]
+__all__ = ["ALL_AXES", "BATCH_AXES", "MICRO", "REPLICATED", "Layout", "local_shape", "order_axes"]
 
 MICRO = "micro"
 """Micro-batches, treated as an axis in time: a rank meets its positions one after another.
 Partial results over it are accumulated. It shards the batch outermost: which rows of the batch make
 up a micro-batch is free, and so a redistribution inside one micro-batch leaves the others alone."""
+
+BATCH_AXES = ("dp_replicate", "dp_shard", "ep")
+"""Mesh axes that cut the batch outside expert segments."""
 
 ALL_AXES = (*AXIS_NAMES, MICRO)
 _RANK_OF_AXIS = {axis: number for number, axis in enumerate((MICRO, *AXIS_NAMES))}

@@ -28,6 +28,7 @@ from meshwright.spmd.stage import (
     FunctionWriter,
     SegmentChoices,
     StageContext,
+    draws_random,
     keeps_by_selective,
 )
 
@@ -167,7 +168,7 @@ class _StageWriter:
         policy = context.choices[segment].recompute if segment >= 0 else Recompute.NONE
         if node.segment == segment and policy != Recompute.NONE:
             kept = policy == Recompute.SELECTIVE and keeps_by_selective(self.sharded, node)
-            if not kept:
+            if not kept and not draws_random(self.sharded, node):
                 return None
         local = self.forward.local[value]
         self.saved.setdefault(local)

@@ -274,3 +274,8 @@ def keeps_by_selective(sharded: ShardedGraph, node: Node) -> bool:
         return any(step.kind not in {StepKind.SLICE, StepKind.MASK} for step in node.steps)
     op = sharded.analysis.graph.ops[node.op]
     return op.target.split(".")[1] in KEPT_BY_SELECTIVE
+
+
+def draws_random(sharded: ShardedGraph, node: Node) -> bool:
+    """Whether a node draws random numbers; its results are kept, for it would draw others."""
+    return isinstance(node, OpNode) and sharded.analysis.rules[node.op].random

@@ -70,7 +70,7 @@ def test_models_that_are_no_chain_are_cut(name: str) -> None:
 
     assert len(segments) > 5
     assert all(segment.forward_ops for segment in segments)
-    assert sum("batch" in labels for labels in _labels(prepared)) > 5
+    assert sum("batch" in labels for labels in _labels(prepared)) >= 4
 
 
 def test_experts_have_a_class() -> None:
