@@ -244,7 +244,9 @@ def _can_fail(node: ast.AST) -> bool:
     if not isinstance(node, ast.Call):
         return False
     name = ast.unparse(node.func).split(".")[-1]
-    return name in ("fail", "raises", "warns") or name.startswith(("assert_", "check_", "_check_"))
+    return name in ("fail", "raises", "warns", "check", "_check") or name.startswith(
+        ("assert_", "check_", "_check_", "require_")
+    )
 
 
 def imported_distributions(source: str) -> set[str]:

@@ -62,7 +62,7 @@ def _factory(
 def _index(
     op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
 ) -> OpRule | None:
-    """``x[:, i, j, :]`` with neighbouring integer index tensors.
+    """``x[:, i, j, :]`` with neighboring integer index tensors.
 
     The indexed dims of ``x`` are fixed; the broadcast dims of the indices take their place.
     """
