@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: setup demo test quick coverage doctest examples lint format lock clean
+.PHONY: setup demo test test-all quick coverage doctest examples lint format lock clean
 
 setup: .venv/.installed
 
@@ -23,6 +23,10 @@ demo: setup
 	$(BIN)/meshwright demo
 
 test: setup
+	$(BIN)/python -m pytest --durations=10 -m "not slow" $(PYTEST_ARGS)
+
+# The whole grids: every model with every plan, on virtual ranks and on real processes.
+test-all: setup
 	$(BIN)/python -m pytest --durations=10 $(PYTEST_ARGS)
 
 # What needs neither long nor other processes: for the minute between two edits.

@@ -132,8 +132,9 @@ def split(plan: ParallelPlan, kind: str) -> ParallelPlan:
 
 
 @pytest.mark.dist
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["zero", "tensor"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("zero"), pytest.param("tensor", marks=pytest.mark.slow)]
+)
 def test_two_processes_train_as_one(tmp_path: Path, kind: str) -> None:
     write_plan(split(planned(), kind), tmp_path / "plan.json")
     command = [

@@ -55,7 +55,6 @@ def report_with(verified: Verified | None, *, precision: str = "fp32") -> StepRe
 
 
 @pytest.mark.dist
-@pytest.mark.slow
 def test_run_measures_verifies_and_stores(meshwright: Run, plan_file: Path, tmp_path: Path) -> None:
     answer = meshwright("run", plan_file, "--steps", "3", "--verify", "--store", "kept", "--json")
 

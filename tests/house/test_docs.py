@@ -59,7 +59,6 @@ def test_a_planted_path_or_target_is_found() -> None:
     assert ["tea"] == missing_targets(text)
 
 
-@pytest.mark.slow
 def test_first_example_of_the_readme_runs(tmp_path: Path) -> None:
     """The module is saved under the name in its first line; the program that follows is run."""
     module, program = PYTHON_BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))

@@ -17,8 +17,6 @@ import pytest
 
 from tests.house.tree import ROOT, ROOT_FOLDERS, committed_files, module_name, package_files
 
-pytestmark = pytest.mark.slow
-
 
 def call(command: Sequence[str | Path], *, cwd: Path) -> str:
     """Standard output of ``command``, which sees nothing of this process's Python settings."""
