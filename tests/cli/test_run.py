@@ -113,7 +113,7 @@ def test_reports_of_one_second_do_not_replace_one_another(tmp_path: Path) -> Non
     ("verified", "precision"),
     [
         (None, "fp32"),
-        (Verified(loss=1e-7, gradients=9e-6, parameters=5e-5), "fp32"),
+        (Verified(loss=1e-7, gradients=9e-6, parameters=9e-6), "fp32"),
         (Verified(loss=0.0, gradients=9e-11, parameters=9e-11), "fp64"),
         (Verified(loss=0.01, gradients=0.1, parameters=0.1), "bf16"),
     ],

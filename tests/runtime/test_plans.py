@@ -12,7 +12,10 @@ from meshwright.plans.plan import Mesh, Recompute, ScheduleName
 from meshwright.runtime.checks import draws_random
 from meshwright.runtime.job import open_plan
 from meshwright.runtime.launch import launch
+from meshwright.spmd.program import Compute
 from tests.runtime.plans_for_tests import run_dry, uniform_plan, verified
+
+_DRAWING = {"aten.native_dropout.default", "aten.bernoulli.p"}
 
 
 @pytest.mark.parametrize(
@@ -45,11 +48,32 @@ def test_virtual_ranks_equal_one_device(model: str, mesh: Mesh, options: dict) -
     assert mesh.pp == len(run_dry(plan))
 
 
-def test_recomputing_a_dropout_is_refused() -> None:
-    plan = uniform_plan("tiny-gpt?dropout=0.1&num_layers=1", Mesh(), recompute=Recompute.FULL)
+def test_a_dropout_is_drawn_once_and_kept_under_full_recompute() -> None:
+    """One layer draws after the embedding, in the attention and after both halves."""
+    plan = uniform_plan(
+        "tiny-gpt?dropout=0.1&num_layers=1",
+        Mesh(dp_shard=2),
+        zero_stage=3,
+        recompute=Recompute.FULL,
+    )
+    (program,) = open_plan(plan).programs()
+    drawn = {
+        name: sum(
+            isinstance(item, Compute) and item.target in _DRAWING
+            for item in getattr(program, name).body
+        )
+        for name in ("prologue", "forward", "backward_final")
+    }
 
-    with pytest.raises(PlanRefused, match="draws random numbers and is recomputed"):
-        run_dry(plan)
+    assert {"prologue": 0, "forward": 4, "backward_final": 0} == drawn
+    assert 1 == len(run_dry(plan))
+
+
+def test_a_dropout_that_tensor_parallelism_would_cut_is_refused() -> None:
+    plan = uniform_plan("tiny-gpt?dropout=0.1&num_layers=1", Mesh(tp=2))
+
+    with pytest.raises(PlanRefused, match=r"draws random numbers and would be cut along tp"):
+        open_plan(plan).programs()
 
 
 @pytest.mark.parametrize(("dropout", "expected"), [("0.1", True), ("0.0", False)])
