@@ -56,11 +56,21 @@ class CallableSource:
         module_name, _, attribute = name.partition(":")
         if not module_name or not attribute:
             raise BadModel(f"cannot read {name!r}; write package.module:callable")
+        if module_name.partition(".")[0] in sys.stdlib_module_names:
+            # A plan file names its model; it must not become a way to call subprocess or os.
+            raise BadModel(
+                f"{name} is in Python's standard library, which makes no models; name a callable "
+                "of your own module"
+            )
         found: Any = _import(module_name, reference)
         for part in attribute.split("."):
             if not hasattr(found, part):
                 raise BadModel(f"module {module_name!r} has no {attribute!r}; check {reference!r}")
             found = getattr(found, part)
+        if getattr(found, "__module__", module_name).partition(".")[0] in sys.stdlib_module_names:
+            raise BadModel(
+                f"{name} comes from Python's standard library; name a callable of your own"
+            )
         if not callable(found) or isinstance(found, nn.Module):
             raise BadModel(f"{name} is not a callable that makes a model; wrap it in a function")
         arguments = {key: _literal(text) for key, text in overrides.items()}
@@ -169,7 +179,7 @@ class CallableSource:
             return make()
         except PlannerError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # The user's code may raise anything; the message keeps what it said.
             said = " ".join(str(error).split())[:300]
             raise BadModel(
@@ -214,7 +224,7 @@ def _import(module_name: str, reference: str) -> Any:
         raise BadModel(
             f"cannot import {missing!r} for {reference!r}; install it, or run where it is found"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Importing runs the user's code, which may raise anything.
         said = " ".join(str(error).split())[:300]
         raise BadModel(

@@ -164,7 +164,10 @@ def _tracing(
 ) -> Iterator[tuple[FakeTensorMode, Any, StandIns]]:
     """Everything fake, for one pass through ``model``: the mode, the call, and the tensors."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with quiet_torch(), _on_cpu(), torch.enable_grad():
+    # Without oneDNN a recurrent layer is written out in ordinary operators instead of one that
+    # only a CPU has.
+    plain = torch.backends.mkldnn.flags(enabled=False)
+    with quiet_torch(), _on_cpu(), torch.enable_grad(), plain:
         call = map_tensors(
             real_call,
             lambda path, tensor: fake_like(tensor, mode, dtype=dtype, what=f"input {path}"),

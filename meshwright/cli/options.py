@@ -23,6 +23,8 @@ PlanArgument = Annotated[
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|sec|m|min|h|)")
 _SECONDS = {"ms": 1e-3, "": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _LEVELS = ("O1", "O2")
+_LARGEST_BATCH = 2**24
+"""Samples; the numbers of elements of all tensors must fit 64 bits."""
 
 
 def job_of(
@@ -37,6 +39,8 @@ def job_of(
     Raises:
         BadRequest: a number is out of its range.
     """
+    if global_batch > _LARGEST_BATCH:
+        raise BadRequest(f"--global-batch: {global_batch} is above {_LARGEST_BATCH}; give less")
     try:
         return JobSpec(
             global_batch=global_batch,

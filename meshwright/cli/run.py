@@ -66,6 +66,11 @@ def run(
                 f"against one process, largest relative difference: loss {differences.loss}, "
                 f"gradients {differences.gradients}, parameters {differences.parameters}"
             )
+        elif verify:
+            out.progress(
+                "not compared with one process: the model draws random numbers (dropout), in "
+                "another order on many ranks"
+            )
         out.say(f"written to {kept} and {RecordStore(store).path}")
         out.document(report)
     check_verified(report)

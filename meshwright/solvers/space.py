@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 
 from meshwright import __version__
 from meshwright.cost.model import choice_of
@@ -215,8 +216,21 @@ def plan_of(context: SearchContext, choice: UniformChoice, *, solver: str) -> Pa
             for stage, (start, end) in enumerate(zip(choice.starts, ends, strict=True))
         ],
         segments=segments,
-        provenance=Provenance(meshwright_version=__version__, solver=solver, level=context.level),
+        provenance=Provenance(
+            meshwright_version=__version__,
+            solver=solver,
+            level=context.level,
+            torch_version=_torch_version(),
+        ),
     )
+
+
+def _torch_version() -> str:
+    """Of the installed torch, without importing it."""
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def candidate_of(context: SearchContext, choice: UniformChoice, *, solver: str) -> Candidate:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from meshwright.errors import PlanRefused
 from meshwright.graph.opgraph import Arg, Op, Ref
 from meshwright.graph.rules.base import LocalArgKind, Variant
 from meshwright.spmd.body import Body
 from meshwright.spmd.expansions import EXPANSIONS, InsideReduction
-from meshwright.spmd.layout import BATCH_AXES, MICRO, Layout
+from meshwright.spmd.layout import Layout
 from meshwright.spmd.program import CollectiveKind, CoordinateInt, LocalArg
 from meshwright.spmd.redistribute import Step, StepKind
 from meshwright.spmd.sharded import ConvertNode, OpNode, ShardedGraph
@@ -32,7 +31,6 @@ class Emitter:
     def op(self, body: Body, node: OpNode, operands: tuple[int, ...]) -> tuple[int | None, ...]:
         """Append an operator on local operands; returns its result values."""
         op = self._graph.ops[node.op]
-        rule = self._sharded.analysis.rules[node.op]
         factors = self._sharded.analysis.leaf_factors[node.op]
         body.segment = node.segment
         axes_of: dict[int, tuple[str, ...]] = {}
@@ -40,8 +38,6 @@ class Emitter:
             axes_of[index] = (*axes_of.get(index, ()), axis)
         inside = [i for i in axes_of if factors[i].variant == Variant.REDUCE_INSIDE]
         offset = [i for i in axes_of if factors[i].variant == Variant.OFFSET]
-        if rule.random:
-            self._check_draws(op, {axis for axis, _ in node.choice})
         if inside:
             axes = axes_of[inside[0]]
             reduction = InsideReduction(axes=axes, ways=self._specs.ways(axes), cause="inside")
@@ -70,21 +66,6 @@ class Emitter:
         if averaged > 1:
             return tuple(None if v is None else body.scaled(v, 1 / averaged) for v in outputs)
         return outputs
-
-    def _check_draws(self, op: Op, axes: set[str]) -> None:
-        """Ranks draw alike where they hold the same samples, and differently where they do not.
-
-        So a random operator must be cut along every axis that cuts the batch, and along no other.
-        """
-        sizes = self._sharded.axis_sizes
-        cut_the_batch = {axis for axis in (*BATCH_AXES, MICRO) if sizes[axis] > 1}
-        if axes != cut_the_batch:
-            raise PlanRefused(
-                f"operator {op.target} in {op.module_path or 'the model'} draws random numbers and "
-                f"would be cut along {', '.join(sorted(axes)) or 'nothing'} where the batch is cut "
-                f"along {', '.join(sorted(cut_the_batch)) or 'nothing'}; set dropout to 0, or use "
-                "data parallelism and pipelines only"
-            )
 
     def _row_count(self, op: Op, node: OpNode, index: int) -> int:
         """Rows of the whole dim that a leaf with row numbers is the outermost part of."""

@@ -15,7 +15,7 @@ from meshwright.plans.plan import AXIS_NAMES, ParallelPlan
 from meshwright.spmd.layout import MICRO
 from meshwright.spmd.lower import lower, lower_stage
 from meshwright.spmd.program import StageProgram
-from meshwright.spmd.sharded import ShardedGraph, shard_graph
+from meshwright.spmd.sharded import OpNode, ShardedGraph, shard_graph
 from meshwright.spmd.stage import SegmentChoices
 
 __all__ = ["PreparedGraph", "lower_plan", "prepare", "shard_plan"]
@@ -60,13 +60,22 @@ def shard_plan(prepared: PreparedGraph, plan: ParallelPlan) -> ShardedGraph:
             f"{prepared.sha256[:12]}; plan again for this model, batch and sequence length"
         )
     sizes = dict(zip(AXIS_NAMES, plan.mesh.stage_shape, strict=True))
-    return shard_graph(
+    sharded = shard_graph(
         prepared.analysis,
         prepared.segmentation,
         prepared.labels,
         shards=[segment.shard for segment in plan.segments],
         axis_sizes={**sizes, MICRO: plan.num_microbatches},
     )
+    used = {axis for node in sharded.nodes if isinstance(node, OpNode) for axis, _ in node.choice}
+    for axis, size in sizes.items():
+        if size > 1 and axis not in used:
+            raise PlanRefused(
+                f"$.mesh.{axis} is {size} but no operator is cut along it: none of the dimension "
+                f"classes the segments list for {axis} divides by {size}; choose another size or "
+                "other classes"
+            )
+    return sharded
 
 
 def lower_plan(

@@ -21,6 +21,7 @@ from meshwright.graph.factors import FactorAnalysis, LeafFactor
 from meshwright.graph.opgraph import GraphOutput, InputRole, Op, OutputRole, Phase
 from meshwright.graph.rules.base import Variant
 from meshwright.graph.segments import Segmentation
+from meshwright.spmd.draws import check_draws
 from meshwright.spmd.layout import ALL_AXES, MICRO, Layout
 from meshwright.spmd.nodes import ConvertNode, Node, OpNode, ShardedGraph, ShardedPhase
 from meshwright.spmd.redistribute import Step, StepKind, communicates_over_micro, plan_steps
@@ -217,6 +218,8 @@ class _Pass:
         self, op: Op, segment: int, phase: ShardedPhase, wanted: Mapping[str, Sequence[int]]
     ) -> None:
         choice = self._choose(op, wanted)
+        if self.analysis.rules[op.index].random:
+            check_draws(op, choice, self.axis_sizes)
         carried = self._carried_partials(op, choice)
         choice = {axis: index for axis, index in choice.items() if axis not in carried}
         factors = self.analysis.leaf_factors[op.index]

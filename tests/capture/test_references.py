@@ -136,8 +136,8 @@ def test_describe_is_plain_data() -> None:
         ("tiny-moe?top_k=9", "top_k=9 must be between 1 and num_experts=4"),
         ("no_such_module:model", "cannot import 'no_such_module'"),
         ("os:", "write package.module:callable"),
-        ("os:no_such_thing", "module 'os' has no 'no_such_thing'"),
-        ("os:name", "os:name is not a callable"),
+        ("torch:no_such_thing", "module 'torch' has no 'no_such_thing'"),
+        ("torch:__version__", "torch:__version__ is not a callable"),
     ],
 )
 def test_a_reference_that_names_nothing_is_refused_in_one_line(

@@ -57,6 +57,8 @@ def plan_words(model: str = "tiny-gpt", cluster: str = "cpu:4", batch: str = "16
         (plan_words(cluster="nowhere.toml"), ("nowhere.toml",)),
         (plan_words(batch="0"), ("--global-batch", "at least 1")),
         (plan_words(batch="-4"), ("--global-batch", "at least 1")),
+        (plan_words(batch="9223372036854775808"), ("--global-batch", "give less")),
+        (plan_words(model="sys:exit"), ("sys:exit", "standard library")),
         ([*plan_words(), "--seq-len", "0"], ("--seq-len", "at least 1")),
         ([*plan_words(), "--seq-len", "100000"], ("sequence length 100000",)),
         ([*plan_words(model="tiny-mlp"), "--seq-len", "8"], ("no sequence length",)),
@@ -157,3 +159,21 @@ def test_a_plan_for_gpus_is_not_run_where_there_are_none(
     plan_file.write_text(json.dumps(plan))
 
     assert_refused(meshwright("run", plan_file), "4 devices of 4xh100", "this machine has 0 GPUs")
+
+
+def test_a_plan_file_calls_nothing_of_the_standard_library(
+    meshwright: Run, plan_file: Path, tmp_path: Path
+) -> None:
+    raw = json.loads(plan_file.read_text())
+    raw["model"]["reference"] = f"subprocess:getoutput?cmd=touch {tmp_path}/made"
+    plan_file.write_text(json.dumps(raw))
+    answer = meshwright("explain", plan_file)
+
+    assert_refused(answer, "standard library")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_model_that_exits_is_a_user_error(meshwright: Run, tmp_path: Path) -> None:
+    (tmp_path / "leaves.py").write_text("def make():\n    raise SystemExit(0)\n")
+
+    assert_refused(meshwright(*plan_words(model="leaves:make")), "SystemExit")

@@ -76,6 +76,14 @@ def test_a_dropout_that_tensor_parallelism_would_cut_is_refused() -> None:
         open_plan(plan).programs()
 
 
+def test_an_axis_that_cuts_nothing_is_refused() -> None:
+    """Heads are 4 and all other dims powers of 2: none divides by 3."""
+    plan = uniform_plan("tiny-gpt?num_layers=1", Mesh(tp=3))
+
+    with pytest.raises(PlanRefused, match=r"^\$\.mesh\.tp is 3 but no operator is cut along it"):
+        open_plan(plan).programs()
+
+
 @pytest.mark.parametrize(("dropout", "expected"), [("0.1", True), ("0.0", False)])
 def test_random_operators_are_recognized(dropout: str, expected: bool) -> None:
     plan = uniform_plan(f"tiny-bert?dropout={dropout}&num_layers=1", Mesh())
