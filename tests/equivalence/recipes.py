@@ -78,10 +78,15 @@ RECIPES: dict[str, Recipe] = {
 
 MICRO_BATCHED = frozenset(name for name, recipe in RECIPES.items() if recipe.micro > 1)
 
+_NO_SEQUENCE = frozenset({"cp2"})
+"""Dim 1 of images is the channels: 3, which two ranks cannot share."""
+
 REFUSED: dict[str, frozenset[str]] = {
     # Every image is compared with every text of the batch.
-    "tiny-clip": MICRO_BATCHED,
+    "tiny-clip": MICRO_BATCHED | _NO_SEQUENCE,
     # Batch norm takes its statistics over the whole batch.
-    "tiny-resnet": MICRO_BATCHED,
+    "tiny-resnet": MICRO_BATCHED | _NO_SEQUENCE,
+    "tiny-vit": _NO_SEQUENCE,
+    "tiny-unet": _NO_SEQUENCE,
 }
 """Plans a model cannot carry; they are refused with the operator and the reason."""
