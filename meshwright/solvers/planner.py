@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -15,7 +15,7 @@ from meshwright.errors import BadModel, BadRequest, PlanRefused
 from meshwright.graph.dimensions import DimensionLabels, label_dimensions
 from meshwright.graph.factors import FactorAnalysis, analyze_factors
 from meshwright.graph.opgraph import InputRole, OpGraph
-from meshwright.graph.segments import Segmentation, find_segments
+from meshwright.graph.segments import find_segments
 from meshwright.graph.serialize import graph_sha256
 from meshwright.graph.simplify import with_explicit_factories
 from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan
@@ -162,7 +162,7 @@ def make_context(
         can_split_step=False,
         progress=progress,
     )
-    return _with_splitting(context, analysis, segmentation)
+    return _with_splitting(context)
 
 
 def _checked_batch(
@@ -186,11 +186,8 @@ def _checked_batch(
     return min(analysis.class_size[labels.batch], job.global_batch)
 
 
-def _with_splitting(
-    context: SearchContext, analysis: FactorAnalysis, segmentation: Segmentation
-) -> SearchContext:
+def _with_splitting(context: SearchContext) -> SearchContext:
     """Find out whether the step may be cut into micro-batches."""
-    del analysis, segmentation
     factor = next((d for d in range(2, context.batch + 1) if context.batch % d == 0), 1)
     if factor == 1:
         return context
@@ -199,17 +196,7 @@ def _with_splitting(
     except PlanRefused as error:
         context.report(f"one micro-batch only: {error}")
         return context
-    return SearchContext(
-        model=context.model,
-        reference=context.reference,
-        cluster=context.cluster,
-        cluster_name=context.cluster_name,
-        job=context.job,
-        level=context.level,
-        batch=context.batch,
-        can_split_step=True,
-        progress=context.progress,
-    )
+    return replace(context, can_split_step=True)
 
 
 def time_lower_bound_s(context: SearchContext) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from meshwright.graph.opgraph import Arg, Op, Ref
+from meshwright.graph.opgraph import Arg, Op, Ref, refs_in
 from meshwright.graph.rules.base import LocalArgKind, Variant
 from meshwright.spmd.body import Body
 from meshwright.spmd.expansions import EXPANSIONS, InsideReduction
@@ -102,7 +102,7 @@ class Emitter:
         return tuple(args)
 
     def _local_kwargs(self, op: Op, operands: tuple[int, ...]) -> tuple[tuple[str, LocalArg], ...]:
-        positional = sum(1 for arg in op.args for _ in _refs(arg))
+        positional = sum(1 for arg in op.args for _ in refs_in(arg))
         values = iter(operands[positional:])
         return tuple((name, _renumbered(arg, values)) for name, arg in op.kwargs)
 
@@ -192,14 +192,6 @@ class Emitter:
         order.insert(gathered, 0)
         done = body.permute(done, tuple(order))
         return body.reshape(done, self._specs.shape(sharded_value, step.after))
-
-
-def _refs(arg: Arg) -> Iterator[Ref]:
-    if isinstance(arg, Ref):
-        yield arg
-    elif isinstance(arg, tuple):
-        for item in arg:
-            yield from _refs(item)
 
 
 def _renumbered(arg: Arg, values: Iterator[int]) -> LocalArg:

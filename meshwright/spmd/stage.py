@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from meshwright.graph.opgraph import GraphInput, InputRole
+from meshwright.graph.opgraph import GraphInput, InputRole, contiguous_stride
 from meshwright.plans.plan import Recompute
 from meshwright.spmd.body import Body, ValueTable
 from meshwright.spmd.crossing import StageMap, operands_of
@@ -117,7 +117,7 @@ class StageContext:
                 whole = self.sharded.layouts[sharded_value].without(MICRO)
                 shape = self.specs.shape(sharded_value, whole)
                 batch_value = self.values.new(
-                    type(spec)(shape=shape, dtype=spec.dtype, stride=_dense_like(spec, shape))
+                    type(spec)(shape=shape, dtype=spec.dtype, stride=contiguous_stride(shape))
                 )
             self.data[item.name] = DataSlot(
                 name=item.name,
@@ -143,15 +143,6 @@ class StageContext:
                 return False
             value = operands_of(node)[0]
         return True
-
-
-def _dense_like(spec: object, shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides: list[int] = []
-    step = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
 
 
 class FunctionWriter:
