@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import types
 import typing
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
@@ -24,6 +25,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "SOURCES",
     "CommunicationOptions",
+    "Compression",
     "GraphReference",
     "JobSpec",
     "Mesh",
@@ -89,6 +91,22 @@ class ScheduleName(StrEnum):
 
     GPIPE = "gpipe"
     ONE_F_ONE_B = "1f1b"
+    INTERLEAVED = "interleaved"
+    """1F1B with several stages on each group of devices (arXiv 2104.04473)."""
+    ZB_H1 = "zb-h1"
+    """1F1B with gradients of parameters put off into the bubble (arXiv 2401.10241)."""
+
+
+class Compression(StrEnum):
+    """How values are made smaller before they are sent."""
+
+    NONE = "none"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    """One scale for each row."""
+    TOP_K = "top-k"
+    """The largest hundredth with its indices, the rest fed back into the next step's values."""
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -156,13 +174,21 @@ class Mesh(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Stage(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A contiguous run of segments on a run of devices."""
+    """Segments that run on one run of devices."""
 
     first_segment: _Index
     last_segment: _Index
     """Inclusive."""
     first_device: _Index
     num_devices: _Count
+    branches: list[tuple[_Index, _Index]] = []
+    """Further runs of segments of the stage, first and last: parts of other branches of the
+    graph."""
+    mesh: dict[str, _Count] = {}
+    """Mesh axis to its size on this stage, where it is not the plan's."""
+    batch_shares: list[_Amount] = []
+    """Share of the samples each host of the stage takes, in the order of hosts; they sum to 1.
+    Empty: every device takes the same."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -173,9 +199,19 @@ class Stage(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
 
     @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """Runs of segments, first and last, ascending."""
+        return tuple(sorted([(self.first_segment, self.last_segment), *self.branches]))
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """Segment numbers of the stage, ascending."""
+        return tuple(number for first, last in self.runs for number in range(first, last + 1))
+
+    @property
     def num_segments(self) -> int:
         """Segments of the stage, at least 1."""
-        return self.last_segment - self.first_segment + 1
+        return len(self.segments)
 
     @property
     def devices(self) -> range:
@@ -184,9 +220,12 @@ class Stage(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class SegmentPlan(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every segment of one class does."""
+    """What the segments of one class do, or some of them."""
 
     segment_class: _Index
+    at: list[tuple[_Index, _Index]] | None = None
+    """Runs of segment numbers, first and last, whose segments of the class the entry is for;
+    ``None``: all that no other entry names."""
     name: str
     """Module path of the first such segment, for the reader only."""
     shard: dict[str, list[str]]
@@ -196,15 +235,29 @@ class SegmentPlan(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """0 replicate, 1 shard optimizer state, 2 also gradients, 3 also parameters; over
     ``dp_shard``."""
     recompute: Recompute = Recompute.NONE
+    operators: dict[str, dict[str, list[str]]] = {}
+    """Exceptions from ``shard``: number of an operator within the segment (its place among the
+    segment's operators, forward and backward, in execution order) to axis to labels; an axis it
+    does not name follows ``shard``, an empty list replicates."""
+    offload: bool = False
+    """Optimizer state lives in the host's memory, where the optimizer steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for axis, labels in self.shard.items():
-            if axis not in AXIS_NAMES:
-                known = ", ".join(AXIS_NAMES)
-                raise FieldError("shard", f"has the unknown axis {axis!r}; known axes: {known}")
-            if len(set(labels)) < len(labels) or "" in labels:
-                raise FieldError(f"shard.{axis}", f"has an empty label or one twice: {labels}")
+        _check_shard("shard", self.shard)
+        for number, shard in self.operators.items():
+            if not number.isdecimal():
+                raise FieldError("operators", f"has the key {number!r}; use an operator's number")
+            _check_shard(f"operators.{number}", shard)
+
+
+def _check_shard(field: str, shard: dict[str, list[str]]) -> None:
+    for axis, labels in shard.items():
+        if axis not in AXIS_NAMES:
+            known = ", ".join(AXIS_NAMES)
+            raise FieldError(field, f"has the unknown axis {axis!r}; known axes: {known}")
+        if len(set(labels)) < len(labels) or "" in labels:
+            raise FieldError(f"{field}.{axis}", f"has an empty label or one twice: {labels}")
 
 
 class OptimizerSpec(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -231,10 +284,14 @@ class JobSpec(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class CommunicationOptions(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How collectives are merged."""
+    """How values travel."""
 
     bucket_bytes: _Count = 25 * 2**20
     """Gradients are reduced in buckets of about this size."""
+    tensor_parallel: Compression = Compression.NONE
+    """Of what collectives inside segments carry along ``tp``."""
+    pipeline: Compression = Compression.NONE
+    """Of what passes between stages."""
 
 
 class GraphReference(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -295,7 +352,7 @@ class Provenance(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class ParallelPlan(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A complete decision, ready to validate and run."""
+    """A complete decision, ready to validate and, unless ``unrunnable``, to run."""
 
     schema_version: int = SCHEMA_VERSION
     model: GraphReference
@@ -306,8 +363,45 @@ class ParallelPlan(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True)
     num_microbatches: _Count = 1
     schedule: ScheduleName = ScheduleName.ONE_F_ONE_B
     stages: list[Stage]
+    """``mesh.pp`` of them, or with the interleaved schedule a multiple: stage i lies on the devices
+    of stage i - pp."""
     segments: list[SegmentPlan]
-    """One for each segment class, by ``segment_class``."""
+    """At least one for each segment class, by ``segment_class``."""
+    token_slices: list[_Count] = []
+    """Tokens of each slice of the sequence the pipeline runs one after the other (arXiv
+    2102.07988); empty: whole sequences."""
     communication: CommunicationOptions = CommunicationOptions()
+    unrunnable: list[str] = []
+    """Why the runtime cannot carry the plan yet, one line for each choice; empty: it can."""
     prediction: Prediction | None = None
     provenance: Provenance
+
+    def segment_plans(self, segment_classes: Sequence[int]) -> tuple[SegmentPlan, ...]:
+        """What each segment does.
+
+        Args:
+            segment_classes: class of each segment, in order.
+
+        Raises:
+            FieldError: a class has no entry, or a segment has two.
+        """
+        general: dict[int, SegmentPlan] = {}
+        special: dict[int, SegmentPlan] = {}
+        for entry in self.segments:
+            if entry.at is None:
+                if entry.segment_class in general:
+                    raise FieldError("segments", f"class {entry.segment_class} has two entries")
+                general[entry.segment_class] = entry
+                continue
+            for number in (n for first, last in entry.at for n in range(first, last + 1)):
+                if number >= len(segment_classes) or number in special:
+                    raise FieldError("segments", f"segment {number} has two entries or is none")
+                if segment_classes[number] == entry.segment_class:
+                    special[number] = entry
+        found = []
+        for number, segment_class in enumerate(segment_classes):
+            entry = special.get(number) or general.get(segment_class)
+            if entry is None:
+                raise FieldError("segments", f"class {segment_class} has no entry")
+            found.append(entry)
+        return tuple(found)
