@@ -11,7 +11,7 @@ that torchrun started::
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -32,6 +32,7 @@ from meshwright.runtime.job import TORCH_DTYPES
 from meshwright.runtime.mesh import layout_of
 from meshwright.runtime.state import assemble
 from meshwright.solvers.base import Progress
+from meshwright.solvers.pins import parse_pins
 from meshwright.solvers.planner import PlanningResult, plan_graph
 from meshwright.spmd.prepared import lower_plan, prepare
 
@@ -56,6 +57,7 @@ def plan(
     cluster: str | Cluster,
     job: JobSpec,
     level: str = "O1",
+    fix: Sequence[str] = (),
 ) -> ParallelPlan:
     """The fastest plan found for training ``model`` that fits ``cluster``.
 
@@ -66,6 +68,8 @@ def plan(
         cluster: Shorthand (``"8xh100"``, ``"cpu:4"``), the path of a file, or a ``Cluster``.
         job: Batch, precision and optimizer.
         level: ``"O1"`` answers quickly, ``"O2"`` searches more.
+        fix: Decisions every plan must respect, such as ``"tp=8"`` or ``"layers.*:recompute=full"``;
+            ``meshwright.solvers.pins`` lists them.
 
     Raises:
         CaptureFailed: the module's step is not one fixed graph.
@@ -75,7 +79,9 @@ def plan(
     args, kwargs = _as_call(inputs)
     reference = f"{type(model).__module__}:{type(model).__qualname__}"
     captured = capture(model, args, kwargs, name=reference, dtype=TORCH_DTYPES[job.precision])
-    result = _plan_captured(captured, reference=reference, cluster=cluster, job=job, level=level)
+    result = _plan_captured(
+        captured, reference=reference, cluster=cluster, job=job, level=level, pins=parse_pins(fix)
+    )
     return result.plan
 
 
@@ -87,6 +93,9 @@ def plan_reference(
     level: str = "O1",
     top: int = 5,
     budget_s: float | None = None,
+    fix: Sequence[str] = (),
+    allow_unrunnable: bool = False,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Planned:
     """Plan the model a reference names, without memory for any of its tensors.
@@ -98,6 +107,9 @@ def plan_reference(
         level: As ``plan``.
         top: How many plans to keep, the chosen one included.
         budget_s: Seconds after which the search returns what it has.
+        fix: As ``plan``.
+        allow_unrunnable: A plan the runtime cannot carry yet may win.
+        seed: Of searches that draw lots.
         progress: Told in one line what is being done.
 
     Raises:
@@ -106,6 +118,7 @@ def plan_reference(
     """
     # Read first: a slip in it should not cost the time of a capture.
     where = parse_cluster(cluster) if isinstance(cluster, str) else cluster
+    pins = parse_pins(fix)
     source = resolve_model(reference)
     dtype = TORCH_DTYPES[job.precision]
     if progress is not None:
@@ -121,6 +134,9 @@ def plan_reference(
         cluster_name=cluster if isinstance(cluster, str) else None,
         top=top,
         budget_s=budget_s,
+        pins=pins,
+        allow_unrunnable=allow_unrunnable,
+        seed=seed,
         progress=progress,
     )
     return Planned(result=result, captured=captured)

@@ -15,6 +15,7 @@ from meshwright.capture.captured import CapturedModel, capture
 from meshwright.capture.references import resolve_model
 from meshwright.errors import BadRequest, PlannerError
 from meshwright.plans.plan import ParallelPlan, Precision
+from meshwright.plans.runnable import check_runnable
 from meshwright.runtime.mesh import Layout, layout_of
 from meshwright.runtime.state import TensorSource
 from meshwright.runtime.verify import source_of
@@ -106,8 +107,9 @@ def open_plan(plan: ParallelPlan) -> PlannedRun:
     """Capture the plan's model, without memory for any tensor.
 
     Raises:
-        PlannerError: if the model cannot be captured, or the runtime cannot lay out the stages.
+        PlannerError: if the model cannot be captured, or the runtime cannot carry the plan.
     """
+    check_runnable(plan)
     source = resolve_model(plan.model.reference)
     dtype = TORCH_DTYPES[plan.job.precision]
     args, kwargs = source.example_inputs(

@@ -32,6 +32,17 @@ def plan(
         str | None, typer.Option(help="Longest time to search, such as 10s or 2min.")
     ] = None,
     top: Annotated[int, typer.Option(help="How many plans to show.")] = 5,
+    fix: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Decide something yourself: tp=8, no-pipeline, layers.*:recompute=full, "
+            "stage.0:host=1; may be repeated.",
+            metavar="PIN",
+        ),
+    ] = None,
+    allow_unrunnable: Annotated[
+        bool, typer.Option(help="Let plans win that the runtime cannot carry yet.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of searches that draw lots.")] = 0,
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="PLAN", help="Write the plan here.")
@@ -59,6 +70,9 @@ def plan(
             level=chosen_level,
             top=top,
             budget_s=budget_s,
+            fix=fix or (),
+            allow_unrunnable=allow_unrunnable,
+            seed=seed,
             progress=out.progress,
         )
         found = _with_seed(planned.result.plan, seed)

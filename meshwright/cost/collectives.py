@@ -8,7 +8,8 @@ For ``n`` ranks on one link of latency ``a`` and bandwidth ``w``, with payload `
     all-gather,     ring   (n - 1) a + (n - 1) / n B / w
     reduce-scatter  tree   ceil(log2 n) a + 2 (n - 1) / n B / w
     all-to-all             ceil(log2 n) a + (n - 1) / n B / w
-    send                   a + B / w
+    send, halo             a + B / w
+    ring attention         (n - 1) a + (n - 1) / n B / w
 
 (Thakur, Rabenseifner, Gropp 2005 for the rings; the tree of all-gather stands for NCCL's PAT, whose
 half bandwidth is an assumption.) A group that spreads evenly over several levels may also go level
@@ -60,6 +61,10 @@ def alternatives(
     share = (num_ranks - 1) / num_ranks
     if kind == CollectiveKind.ALL_TO_ALL:
         return ((tree_s, _all_to_all_s_per_byte(levels, sizes, num_ranks, uniform)),)
+    if kind == CollectiveKind.HALO:
+        return ((top.latency_s, 1 / _bandwidth(top)),)
+    if kind == CollectiveKind.RING:
+        return (((num_ranks - 1) * top.latency_s, share / _bandwidth(top)),)
     rounds = 2 if kind == CollectiveKind.ALL_REDUCE else 1
     found = [(rounds * (num_ranks - 1) * top.latency_s, rounds * share / _bandwidth(top))]
     tree_share = 1.0 if kind == CollectiveKind.ALL_REDUCE else share
@@ -138,7 +143,8 @@ class CollectivePrices:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self._costs: dict[tuple[_Group, int, CollectiveKind], tuple[tuple[Affine, ...], ...]] = {}
+        self._costs: dict[tuple[_Group, int, int, CollectiveKind], tuple[tuple[Affine, ...], ...]]
+        self._costs = {}
         self._links: dict[tuple[int, int], Link] = {}
 
     def send_time_s(self, num_bytes: float, source: int, target: int) -> float:
@@ -159,11 +165,15 @@ class CollectivePrices:
         axes: Sequence[str],
         axis_sizes: Mapping[str, int],
         num_stages: int = 1,
+        first_device: int = 0,
     ) -> NDArray[np.float64]:
-        """Seconds for each payload in ``num_bytes``, along ``axes`` of a mesh of ``axis_sizes``."""
+        """Seconds for each payload in ``num_bytes``, along ``axes`` of a mesh of ``axis_sizes``.
+
+        The mesh is that of ``num_stages`` stages side by side from ``first_device`` on.
+        """
         payload = np.asarray(num_bytes, dtype=np.float64)
         worst = np.zeros_like(payload)
-        for costs in self._group_costs(kind, axes, axis_sizes, num_stages):
+        for costs in self._group_costs(kind, axes, axis_sizes, num_stages, first_device):
             if costs:
                 times = [fixed_s + payload * per_byte_s for fixed_s, per_byte_s in costs]
                 worst = np.maximum(worst, np.minimum.reduce(times))
@@ -175,12 +185,13 @@ class CollectivePrices:
         axes: Sequence[str],
         axis_sizes: Mapping[str, int],
         num_stages: int,
+        first_device: int,
     ) -> tuple[tuple[Affine, ...], ...]:
         group, per_stage = _group(axes, axis_sizes)
-        key = (group, per_stage * num_stages, kind)
+        key = (group, first_device, per_stage * num_stages, kind)
         if key not in self._costs:
-            span = group.ranks(0)
-            last = per_stage * num_stages - 1 - max(span)
+            span = group.ranks(first_device)
+            last = first_device + per_stage * num_stages - 1 - max(span)
             samples = [span, [last + rank for rank in span]] if last > 0 else [span]
             self._costs[key] = tuple(
                 dict.fromkeys(

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from meshwright.graph.attention import AttentionFinder
 from meshwright.graph.opgraph import DTYPE_BYTES, OutputRole
 from meshwright.graph.rules.base import Variant
 from meshwright.spmd.crossing import operands_of
@@ -41,6 +42,7 @@ __all__ = [
     "ParameterColumns",
     "ValueColumns",
     "columns_of",
+    "needed_nodes",
     "scale_weights",
     "sums_by",
 ]
@@ -62,7 +64,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
-def scale_weights(*, data_parallel: int, num_microbatches: int) -> FloatArray:
+def scale_weights(*, data_parallel: float, num_microbatches: int) -> FloatArray:
     """The four factors of the module docstring."""
     return np.array(
         [
@@ -95,6 +97,8 @@ class NodeColumns:
     is_view: NDArray[np.bool_]
     is_from_parameter: NDArray[np.bool_]
     """Redistributes a parameter: done again in the backward pass instead of kept."""
+    is_attention: NDArray[np.bool_]
+    """Its work grows with the product of two lengths of the sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +221,7 @@ class _Builder:
 
     def build(self) -> Columns:
         sharded = self.sharded
-        needed = _needed(sharded)
+        needed = needed_nodes(sharded)
         self.rows = {index: row for row, index in enumerate(needed)}
         count = len(needed)
         segment, phase = np.zeros(count, np.int64), np.zeros(count, np.int64)
@@ -225,7 +229,8 @@ class _Builder:
         flop_scale = np.zeros(count, np.int64)
         num_bytes = np.zeros((count, 4))
         is_kept, is_view = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
-        from_parameter = np.zeros(count, np.bool_)
+        from_parameter, is_attention = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+        attends = AttentionFinder(sharded.analysis)
         stored = {sharded.inputs[item.value] for item in self.graph.parameters}
         for row, index in enumerate(needed):
             node = sharded.nodes[index]
@@ -243,6 +248,7 @@ class _Builder:
                 self._view(node)
                 continue
             launches[row] = 1
+            is_attention[row] = attends(op)
             divisor, flop_scale[row] = self.scale(axis for axis, _ in node.choice)
             flop[row] = op.flop / divisor
             self._bytes(row, node, num_bytes)
@@ -258,6 +264,7 @@ class _Builder:
             is_kept=is_kept,
             is_view=is_view,
             is_from_parameter=from_parameter,
+            is_attention=is_attention,
         )
         return Columns(
             nodes=nodes,
@@ -462,7 +469,7 @@ def _pairs(pairs: set[tuple[int, int]]) -> tuple[IntArray, IntArray]:
     )
 
 
-def _needed(sharded: ShardedGraph) -> list[int]:
+def needed_nodes(sharded: ShardedGraph) -> list[int]:
     """Nodes that outputs depend on, in execution order."""
     needed = [False] * len(sharded.nodes)
     waiting = [sharded.producer[term] for terms in sharded.outputs for term in terms]

@@ -6,7 +6,8 @@ A rank of stage s holds at its worst moment the largest of three sums. While com
   + optimizer          moments and copies
   + inputs             data of the rank's batch, buffers, prologue values
   + accumulators       running sums of gradients, with several micro-batches
-  + activations        kept values x micro-batches in flight (1F1B: min(S - s, M), GPipe: M)
+  + activations        kept values x micro-batches in flight, counted along the schedule's order;
+                       ZB-H1: also what the gradients of parameters put off wait with
   + gradients          made by the backward so far
   + gathered           ZeRO 3: parameters of two neighboring segments
   + transient          values alive inside the segment at work
@@ -20,6 +21,9 @@ The worst moment is found over the forward and the backward of every segment: in
 segment j the kept values of segments up to j are still there and the gradients of those from j on.
 On CUDA every parameter, gradient, moment and kept value is rounded up to 512 bytes, the block of
 the caching allocator; transients are not.
+
+Stages on the same device group (interleaved) add up; each is counted at its own worst moment. Token
+slices hold together what a whole sequence holds.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from meshwright.cost.columns import FloatArray, IntArray, sums_by
 from meshwright.cost.parameters import ParameterState, StageParameters
 from meshwright.cost.table import CostTable, Split
 from meshwright.plans.plan import Recompute, ScheduleName
-from meshwright.spmd.schedule import num_in_flight
+from meshwright.spmd.schedule import peaks_in_flight
 
 __all__ = ["CAUSES", "MemoryRequest", "StageMemory", "stage_memory"]
 
@@ -62,6 +66,14 @@ class MemoryRequest:
     starts: tuple[int, ...]
     """First segment of each stage."""
     bucket_bytes: int
+    stage_of_segment: tuple[int, ...] = ()
+    """Stage of each segment, where a stage is more than one run; empty: by ``starts``."""
+    num_groups: int
+    """Device groups; stage i lies on group ``i mod num_groups``."""
+    num_slices: int = 1
+    """Of the sequence; the activations of all add up to those of a micro-batch."""
+    stage_inputs: tuple[tuple[int, ...], ...]
+    """For each stage those whose values it waits for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,16 +111,25 @@ def stage_memory(
         crossing_bytes: (stages,) received and sent in one micro-batch.
         is_rounded: the allocator rounds up to 512 bytes.
     """
-    starts = np.array(request.starts, dtype=np.int64)
-    num_stages, num_segments = len(starts), table.num_segments
-    stage_of = np.repeat(np.arange(num_stages), np.diff([*request.starts, num_segments]))
-    saved = _saved_by_segment(table, request, stage_of, is_rounded)
-    here = sums_by(placed.segment, state.gradient_bytes[placed.parameter], num_segments)
-    transient = table.transient_bytes(request.split, request.policies)
-    there, back = _gathered(*gathered_bytes, stage_of)
+    num_stages, num_segments = len(request.starts), table.num_segments
+    by_number = _stage_of(request, num_segments)
+    # From here on segments stand stage by stage: every stage is a run of them.
+    order = np.argsort(by_number, kind="stable")
+    stage_of = by_number[order]
+    starts = np.searchsorted(stage_of, np.arange(num_stages))
+    saved = _saved_by_segment(table, request, by_number, is_rounded)[order]
+    gradient = state.gradient_bytes[placed.parameter]
+    here = sums_by(placed.segment, gradient, num_segments)[order]
+    transient = table.transient_bytes(request.split, request.policies)[:, order]
+    there, back = _gathered(gathered_bytes[0][order], gathered_bytes[1][order], stage_of)
 
     def per_stage(amount: FloatArray) -> FloatArray:
         return sums_by(placed.stage, amount[placed.parameter], num_stages)
+
+    def together(amount: FloatArray) -> FloatArray:
+        """Of all stages on the device group of each."""
+        sums = amount.reshape(-1, request.num_groups).sum(axis=0)
+        return np.asarray(np.resize(sums, num_stages))
 
     parameters = per_stage(state.stored_bytes)
     gradients = per_stage(state.gradient_bytes)
@@ -116,7 +137,7 @@ def stage_memory(
     kept = before[1:] - before[starts][stage_of]
     # What the segment at work has made is among its transients.
     made = _made(here, starts, stage_of) - here
-    buckets, last = _buckets(request, state, placed, starts, stage_of)
+    buckets, last = _buckets(request, state, placed, starts, order, stage_of)
     forward = kept + transient[0] + there
     backward = kept + made + transient[1] + back + buckets
     best_forward = _argmax_by_stage(forward, starts, stage_of)
@@ -124,13 +145,17 @@ def stage_memory(
     in_backward = backward[best_backward] >= forward[best_forward]
     moment = np.where(in_backward, best_backward, best_forward)
     zeros = np.zeros(num_stages)
+    saved_of_stage = np.add.reduceat(saved, starts)
+    waiting = _waiting_of_stage(table, request, by_number, is_rounded)
+    held = _most_held(request, saved_of_stage, waiting)
     computing = {
-        "parameters": parameters,
-        "optimizer": per_stage(state.optimizer_bytes),
+        "parameters": together(parameters),
+        "optimizer": together(per_stage(state.optimizer_bytes)),
         "inputs": zeros + table.shared_bytes(request.split),
-        "accumulators": gradients * (request.split.num_microbatches > 1),
+        "accumulators": together(gradients)
+        * (request.split.num_microbatches * request.num_slices > 1),
         "gradients": np.where(in_backward, made[moment], 0.0),
-        "activations": (_in_flight(request) - 1) * np.add.reduceat(saved, starts) + kept[moment],
+        "activations": held - saved_of_stage + kept[moment],
         "gathered_parameters": np.where(in_backward, back[moment], there[moment]),
         "transient": np.where(in_backward, transient[1][moment], transient[0][moment]),
         "communication": np.where(in_backward, buckets[moment], 0.0) + crossing_bytes,
@@ -138,31 +163,56 @@ def stage_memory(
     }
     after = {
         **dict.fromkeys(CAUSES, zeros),
-        "parameters": parameters,
+        "parameters": computing["parameters"],
         "optimizer": computing["optimizer"],
         "inputs": computing["inputs"],
-        "gradients": gradients,
+        "gradients": together(gradients),
     }
     reducing = {**after, "communication": last}
-    stepping = {**after, "optimizer_step": per_stage(state.step_bytes)}
+    stepping = {**after, "optimizer_step": together(per_stage(state.step_bytes))}
     return StageMemory(by_cause=_largest((computing, reducing, stepping)))
 
 
-def _in_flight(request: MemoryRequest) -> FloatArray:
-    """(stages,) most micro-batches whose forward has run and whose backward has not."""
-    num_stages = len(request.starts)
-    return np.array(
-        [
-            num_in_flight(
-                request.schedule,
-                stage=stage,
-                num_stages=num_stages,
-                num_microbatches=request.split.num_microbatches,
-            )
-            for stage in range(num_stages)
-        ],
-        dtype=np.float64,
+def _stage_of(request: MemoryRequest, num_segments: int) -> IntArray:
+    """(segments,) stage of each."""
+    if request.stage_of_segment:
+        return np.array(request.stage_of_segment, dtype=np.int64)
+    counts = np.diff([*request.starts, num_segments])
+    return np.repeat(np.arange(len(request.starts)), counts)
+
+
+def _most_held(
+    request: MemoryRequest, saved_of_stage: FloatArray, waiting_of_stage: FloatArray
+) -> FloatArray:
+    """(stages,) most bytes of micro-batches in flight on its device group while a stage works."""
+    found = np.zeros(len(saved_of_stage))
+    peaks = peaks_in_flight(
+        request.schedule,
+        num_groups=request.num_groups,
+        num_microbatches=request.split.num_microbatches,
+        stage_inputs=request.stage_inputs,
     )
+    for group, moments in enumerate(peaks):
+        mine = slice(group, None, request.num_groups)
+        for moment in moments:
+            held = np.dot(moment.forward, saved_of_stage[mine])
+            held += np.dot(moment.put_off, waiting_of_stage[mine])
+            at_work = np.array(moment.forward) > 0
+            found[mine] = np.maximum(found[mine], np.where(at_work, held, 0.0))
+    return found
+
+
+def _waiting_of_stage(
+    table: CostTable, request: MemoryRequest, stage_of: IntArray, is_rounded: bool
+) -> FloatArray:
+    """(stages,) bytes that the gradients of parameters put off wait with, for one micro-batch."""
+    num_stages = len(request.starts)
+    if request.schedule is not ScheduleName.ZB_H1 or num_stages == 1:
+        return np.zeros(num_stages)
+    value, segment = table.put_off.waiting
+    codes = np.unique(value * num_stages + stage_of[segment])
+    sizes = _sizes(table, request, codes // num_stages, is_rounded)
+    return sums_by(codes % num_stages, sizes, num_stages)
 
 
 def _buckets(
@@ -170,6 +220,7 @@ def _buckets(
     state: ParameterState,
     placed: StageParameters,
     starts: IntArray,
+    order: IntArray,
     stage_of: IntArray,
 ) -> tuple[FloatArray, FloatArray]:
     """Buffers that gradients are packed in: (segments,) during a backward, (stages,) at its end.
@@ -181,7 +232,7 @@ def _buckets(
     if request.split.data_parallel == 1:
         return np.zeros(num_segments), np.zeros(len(starts))
     local = np.where(state.gradient_bytes > 0, state.local_bytes, 0.0)
-    whole = sums_by(placed.segment, local[placed.parameter], num_segments)
+    whole = sums_by(placed.segment, local[placed.parameter], num_segments)[order]
     copies = 2.0 if (state.zero_stage >= 2).any() else 1.0
     # A bucket is packed when it is full, the last one when nothing else is alive.
     is_full = _made(whole, starts, stage_of) >= request.bucket_bytes
@@ -206,11 +257,16 @@ def _saved_by_segment(
     segment's backward.
     """
     value, segment = table.saved_on_stages(request.policies, stage_of)
+    return sums_by(segment, _sizes(table, request, value, is_rounded), table.num_segments)
+
+
+def _sizes(
+    table: CostTable, request: MemoryRequest, value: IntArray, is_rounded: bool
+) -> FloatArray:
+    """Bytes of storages."""
     columns = table.columns.values
     sizes = columns.num_bytes[value] * table.weights(request.split)[columns.scale[value]]
-    if is_rounded:
-        sizes = np.ceil(sizes / 512) * 512
-    return sums_by(segment, sizes, table.num_segments)
+    return np.ceil(sizes / 512) * 512 if is_rounded else np.asarray(sizes)
 
 
 def _gathered(

@@ -1,30 +1,42 @@
 """The analytic cost model: a plan's step time and peak memory from data sheets alone.
 
+Tables: ``table(shards, axis_sizes)`` takes one mapping for each segment *class*,
+``table_of_segments(shards, axis_sizes, operators=())`` one for each *segment* (a mixture), with
+exceptions by operator number; see their docstrings. Both remember what they built.
+
 The margin of its interval is stated, not fitted: ``_FASTEST`` to ``_SLOWEST`` times the estimate.
 It shrinks when measurements replace the assumptions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
 from meshwright.cluster.model import Cluster
 from meshwright.cost.base import Source
+from meshwright.cost.columns import Columns, columns_of
 from meshwright.cost.memory import CAUSES
-from meshwright.cost.reduction import data_traffic, stages_of
+from meshwright.cost.reduction import data_traffic
 from meshwright.cost.step import Choice, StepCost, StepPricer
 from meshwright.cost.table import DATA_AXES, CollectiveCount, CostTable, Split
+from meshwright.cost.unfold import NotPeriodic, unfolded
 from meshwright.errors import PlanRefused
 from meshwright.graph.dimensions import DimensionLabels
 from meshwright.graph.factors import FactorAnalysis
 from meshwright.graph.opgraph import InputRole, OpGraph
+from meshwright.graph.periods import Periods
 from meshwright.graph.segments import Segmentation
+from meshwright.graph.shorten import Short, shortened
 from meshwright.plans.plan import AXIS_NAMES, JobSpec, ParallelPlan, Precision, Prediction
 from meshwright.spmd.layout import MICRO
 from meshwright.spmd.program import CollectiveKind
 from meshwright.spmd.sharded import shard_graph
+from meshwright.spmd.wanted import Shard
 
 __all__ = ["AnalyticCostModel", "choice_of", "split_of"]
 
@@ -42,7 +54,8 @@ Assumption; learned margins replace it."""
 _FASTEST, _SLOWEST = 0.8, 1.5
 """Interval of the step time around the estimate. Assumption."""
 
-Shards = Sequence[Mapping[str, Sequence[str]]]
+Shards = Sequence[Shard]
+_Item = TypeVar("_Item")
 CollectiveCounts = dict[tuple[CollectiveKind, tuple[str, ...]], CollectiveCount]
 
 
@@ -56,15 +69,31 @@ def split_of(plan: ParallelPlan) -> Split:
 
 def choice_of(plan: ParallelPlan, segment_classes: Sequence[int]) -> Choice:
     """What ``plan`` decides, segment by segment."""
+    entries = plan.segment_plans(segment_classes)
+    stage_of = plan.stage_of_segment
     return Choice(
         split=split_of(plan),
         starts=tuple(stage.first_segment for stage in plan.stages),
         first_devices=tuple(stage.first_device for stage in plan.stages),
-        zero_stages=tuple(plan.segments[number].zero_stage for number in segment_classes),
-        policies=tuple(plan.segments[number].recompute for number in segment_classes),
+        zero_stages=tuple(entry.zero_stage for entry in entries),
+        policies=tuple(entry.recompute for entry in entries),
         schedule=plan.schedule,
         bucket_bytes=plan.communication.bucket_bytes,
+        stage_of_segment=() if list(stage_of) == sorted(stage_of) else stage_of,
+        stage_splits=_stage_splits(plan),
+        batch_shares=tuple(tuple(stage.batch_shares) for stage in plan.stages),
+        token_slices=tuple(plan.token_slices),
     )
+
+
+def _stage_splits(plan: ParallelPlan) -> tuple[Split, ...]:
+    """The mesh of each stage; empty where all have the plan's."""
+    split = split_of(plan)
+    found = tuple(
+        replace(split, axis_sizes=tuple(plan.stage_sizes(stage).items()))
+        for stage in range(len(plan.stages))
+    )
+    return found if any(own != split for own in found) else ()
 
 
 class AnalyticCostModel:
@@ -78,8 +107,17 @@ class AnalyticCostModel:
         *,
         cluster: Cluster,
         job: JobSpec,
+        periods: Periods | None = None,
     ) -> None:
-        """Tables are built when a plan first needs them.
+        """Tables are built when a plan first needs them, on a short graph where there is one.
+
+        Args:
+            analysis: rules and classes of the graph.
+            segmentation: its segments.
+            labels: their dimension classes.
+            cluster: where the plans shall run.
+            job: what they shall compute.
+            periods: runs of equal units, for tables in a time nearly free of their number.
 
         Raises:
             BadRequest: a device of the cluster has no unit for the job's precision.
@@ -89,6 +127,7 @@ class AnalyticCostModel:
         self.labels = labels
         self.cluster = cluster
         self.job = job
+        self.periods = periods
         self.pricer = StepPricer(
             cluster,
             dtype=TORCH_DTYPE[job.precision],
@@ -98,45 +137,139 @@ class AnalyticCostModel:
         self.segment_classes = tuple(s.segment_class for s in segmentation.segments)
         self._tables: dict[tuple[object, ...], CostTable] = {}
         self._refused: set[tuple[object, ...]] = set()
+        self._shorts: dict[
+            tuple[tuple[int, int], ...], tuple[Short, FactorAnalysis, DimensionLabels] | None
+        ] = {}
 
     # Tables ------------------------------------------------------------------------------------
 
     def table(self, shards: Shards, axis_sizes: Mapping[str, int]) -> CostTable:
-        """The cost table of a way of sharding.
-
-        Where both batch axes shard alike and divide the batch, one table serves every number of
-        ranks and micro-batches.
+        """The cost table of a way of sharding; ``shards`` has one mapping for each segment class.
 
         Raises:
             PlanRefused: the graph cannot be sharded so.
         """
-        for common in self._common_sizes(shards, axis_sizes):
+        return self.table_of_segments(
+            [shards[number] for number in self.segment_classes], axis_sizes
+        )
+
+    def table_of_segments(
+        self,
+        shards: Shards,
+        axis_sizes: Mapping[str, int],
+        operators: Sequence[Mapping[int, Shard]] = (),
+    ) -> CostTable:
+        """The cost table of segments that may each be sharded in a way of their own.
+
+        Where both batch axes shard alike and divide the batch, one table serves every number of
+        ranks and micro-batches.
+
+        Args:
+            shards: for each segment, mesh axis to labels, most wanted first.
+            axis_sizes: devices along each mesh axis, and ``micro``: the number of micro-batches.
+            operators: for each segment its exceptions, number of an operator to mesh axis to
+                labels, as ``shard_graph`` takes them; empty: no segment has any.
+
+        Raises:
+            PlanRefused: the graph cannot be sharded so.
+        """
+        for common in self._common_sizes(shards, axis_sizes, operators):
             drop = DATA_AXES if "dp_shard" in common else ()
-            key = (_frozen(shards, drop=DATA_AXES), _sorted(common))
+            key = (_ways(shards, operators, drop=DATA_AXES), _sorted(common))
             if key in self._refused:
                 continue
             if key not in self._tables:
                 wanted = [_with_batch_axis(names) for names in shards] if drop else shards
                 try:
-                    self._tables[key] = self._build(wanted, common, scaled=True)
+                    self._tables[key] = self._build(wanted, common, operators, scaled=True)
                 except PlanRefused:
                     # The graph may allow fewer ways of cutting the batch than this table has.
                     self._refused.add(key)
                     continue
             return self._tables[key]
-        exact = (_frozen(shards, drop=()), _sorted(axis_sizes))
+        exact = (_ways(shards, operators), _sorted(axis_sizes))
         if exact not in self._tables:
-            self._tables[exact] = self._build(shards, axis_sizes, scaled=False)
+            self._tables[exact] = self._build(shards, axis_sizes, operators, scaled=False)
         return self._tables[exact]
 
-    def _build(self, shards: Shards, sizes: Mapping[str, int], *, scaled: bool) -> CostTable:
+    def table_of_plan(self, plan: ParallelPlan, *, is_exact: bool = False) -> CostTable:
+        """The cost table of ``plan``; ``is_exact``: for its own batch split alone."""
+        entries = plan.segment_plans(self.segment_classes)
+        shards = [entry.shard for entry in entries]
+        operators = [entry.operators_by_number for entry in entries]
+        sizes = {**split_of(plan).sizes, MICRO: plan.num_microbatches}
+        if is_exact:
+            return self._build(shards, sizes, operators, scaled=False)
+        return self.table_of_segments(shards, sizes, operators)
+
+    def _build(
+        self,
+        shards: Shards,
+        sizes: Mapping[str, int],
+        operators: Sequence[Mapping[int, Shard]],
+        *,
+        scaled: bool,
+    ) -> CostTable:
+        _, ways = _ways(shards, operators)
+        colors = tuple(zip(self.segment_classes, ways, strict=True))
+        columns = self._short_columns(colors, shards, sizes, operators, scaled)
+        if columns is None:
+            sharded = shard_graph(
+                self.analysis,
+                self.segmentation,
+                self.labels,
+                shards=shards,
+                operators=operators,
+                axis_sizes=sizes,
+            )
+            columns = columns_of(sharded, scaled=scaled)
+        return CostTable(columns, is_rounded=self.pricer.is_rounded)
+
+    def _short_columns(
+        self,
+        colors: tuple[tuple[int, int], ...],
+        shards: Shards,
+        sizes: Mapping[str, int],
+        operators: Sequence[Mapping[int, Shard]],
+        scaled: bool,
+    ) -> Columns | None:
+        """The columns from a short graph; ``None`` where none stands for this one."""
+        if colors not in self._shorts:
+            self._shorts[colors] = self._shortened(colors)
+        found = self._shorts[colors]
+        if found is None:
+            return None
+        short, analysis, labels = found
+        kept = short.segments.kept.tolist()
         sharded = shard_graph(
-            self.analysis, self.segmentation, self.labels, shards=shards, axis_sizes=sizes
+            analysis,
+            short.segmentation,
+            labels,
+            shards=[shards[segment] for segment in kept],
+            operators=[operators[segment] for segment in kept] if operators else (),
+            axis_sizes=sizes,
         )
-        return CostTable(sharded, scaled=scaled, is_rounded=self.pricer.is_rounded)
+        try:
+            columns = columns_of(sharded, scaled=scaled)
+            return unfolded(columns, sharded, short, self.analysis.graph)
+        except NotPeriodic:
+            return None
+
+    def _shortened(
+        self, colors: tuple[tuple[int, int], ...]
+    ) -> tuple[Short, FactorAnalysis, DimensionLabels] | None:
+        if self.periods is None:
+            return None
+        short = shortened(self.analysis.graph, self.segmentation, self.periods, colors)
+        if short is None:
+            return None
+        return short, short.own_analysis(self.analysis), short.own_labels(self.labels)
 
     def _common_sizes(
-        self, shards: Shards, axis_sizes: Mapping[str, int]
+        self,
+        shards: Shards,
+        axis_sizes: Mapping[str, int],
+        operators: Sequence[Mapping[int, Shard]],
     ) -> tuple[dict[str, int], ...]:
         """Axis sizes of tables that stand for many batch splits, the most general first."""
         if self.labels.batch is None:
@@ -146,13 +279,20 @@ class AnalyticCostModel:
         micro = axis_sizes.get(MICRO, 1)
         plain = all(
             list(names.get(axis, ["batch"])) in ([], ["batch"])
-            for names in shards
+            for names in _distinct(shards)
+            for axis in DATA_AXES
+        ) and not any(
+            axis in names
+            for exceptions in _distinct(operators)
+            for names in exceptions.values()
             for axis in DATA_AXES
         )
-        if not plain or batch % (data * micro) or axis_sizes.get("ep", 1) > 1:
+        # Where another axis cuts the batch too, what is left of it must stay divisible.
+        others = _other_ways(shards, operators, axis_sizes)
+        if not plain or batch % (data * micro * others) or axis_sizes.get("ep", 1) > 1:
             return ()
-        first = _smallest_factor(batch)
-        second = _smallest_factor(batch // first)
+        first = _smallest_factor(batch // others)
+        second = _smallest_factor(batch // others // first)
         rest = {a: s for a, s in axis_sizes.items() if a not in (*DATA_AXES, MICRO) and s > 1}
         found = []
         if first > 1 and second > 1:
@@ -171,14 +311,42 @@ class AnalyticCostModel:
         Raises:
             PlanRefused: the graph cannot be sharded so.
         """
-        shards = [segment.shard for segment in plan.segments]
         choice = choice_of(plan, self.segment_classes)
-        sizes = {**choice.split.sizes, MICRO: plan.num_microbatches}
-        return self.pricer.price(self.table(shards, sizes), choice)
+        if not choice.stage_splits:
+            return self.pricer.price(self.table_of_plan(plan), choice)
+        entries = plan.segment_plans(self.segment_classes)
+        tables = []
+        for split in choice.stage_splits:
+            sizes = {axis: size for axis, size in split.axis_sizes if size > 1}
+            shards = [
+                {axis: names for axis, names in entry.shard.items() if axis in sizes}
+                for entry in entries
+            ]
+            tables.append(
+                self.table_of_segments(
+                    shards,
+                    {**split.sizes, MICRO: plan.num_microbatches},
+                    [entry.operators_by_number for entry in entries],
+                )
+            )
+        return self.pricer.price_stages(
+            tables, choice, whole=self.whole_table(plan.num_microbatches)
+        )
+
+    def whole_table(self, num_microbatches: int) -> CostTable:
+        """The cost table of one device: nothing is sharded.
+
+        Raises:
+            PlanRefused: the graph cannot be cut into so many micro-batches.
+        """
+        shards: list[dict[str, list[str]]] = [{} for _ in self.segment_classes]
+        sizes = dict.fromkeys(AXIS_NAMES, 1)
+        return self.table_of_segments(shards, {**sizes, MICRO: num_microbatches})
 
     def predict(self, plan: ParallelPlan) -> Prediction:
         """Step time and peak memory of ``plan``; see ``CostModel``."""
-        return self.prediction(self.cost(plan), plan.mesh.num_devices)
+        devices = {device for stage in plan.stages for device in stage.devices}
+        return self.prediction(self.cost(plan), len(devices))
 
     def prediction(self, cost: StepCost, num_devices: int) -> Prediction:
         """``cost`` as a plan carries it."""
@@ -210,11 +378,9 @@ class AnalyticCostModel:
         These are the redistributions (tensor parallel, sequence, loss...) and what expanded
         operators reduce inside, exact in number and bytes; ``data_bytes`` has the rest.
         """
-        shards = [segment.shard for segment in plan.segments]
         choice = choice_of(plan, self.segment_classes)
-        sizes = {**choice.split.sizes, MICRO: plan.num_microbatches}
-        table = self._build(shards, sizes, scaled=False)
-        stage_of = stages_of(choice.starts, table.num_segments)
+        table = self.table_of_plan(plan, is_exact=True)
+        stage_of = choice.stage_of(table.num_segments)
         return table.convert_counts(choice.split, choice.policies, stage_of)
 
     def data_bytes(self, plan: ParallelPlan) -> tuple[CollectiveCounts, ...]:
@@ -222,11 +388,9 @@ class AnalyticCostModel:
 
         ``count`` is that of payloads summed, not of collectives.
         """
-        shards = [segment.shard for segment in plan.segments]
         choice = choice_of(plan, self.segment_classes)
-        sizes = {**choice.split.sizes, MICRO: plan.num_microbatches}
-        table = self._build(shards, sizes, scaled=False)
-        stage_of = stages_of(choice.starts, table.num_segments)
+        table = self.table_of_plan(plan, is_exact=True)
+        stage_of = choice.stage_of(table.num_segments)
         num_stages = len(choice.starts)
         traffic = data_traffic(
             table,
@@ -273,6 +437,15 @@ def tokens_per_sample(graph: OpGraph, labels: DimensionLabels) -> int | None:
     return None
 
 
+def _other_ways(
+    shards: Shards, operators: Sequence[Mapping[int, Shard]], axis_sizes: Mapping[str, int]
+) -> int:
+    """Devices along the axes besides the data-parallel ones that cut the batch somewhere."""
+    listed = [*_distinct(shards), *(n for e in _distinct(operators) for n in e.values())]
+    axes = {axis for names in listed for axis, labels in names.items() if "batch" in labels}
+    return math.prod(axis_sizes.get(axis, 1) for axis in axes - set(DATA_AXES))
+
+
 def _smallest_factor(number: int) -> int:
     """Smallest divisor above 1; 1 for 1."""
     return next((d for d in range(2, int(number**0.5) + 1) if number % d == 0), number)
@@ -283,11 +456,35 @@ def _with_batch_axis(names: Mapping[str, Sequence[str]]) -> dict[str, Sequence[s
     return {"dp_shard": ["batch"], **rest}
 
 
-def _frozen(shards: Shards, *, drop: tuple[str, ...]) -> tuple[object, ...]:
+def _ways(
+    shards: Shards, operators: Sequence[Mapping[int, Shard]], *, drop: tuple[str, ...] = ()
+) -> tuple[tuple[object, ...], tuple[int, ...]]:
+    """Distinct ways of sharding a segment, axes of ``drop`` left out, and each segment's."""
+    numbers: dict[object, int] = {}
+    known: dict[tuple[int, int], int] = {}
+    found = []
+    for index, shard in enumerate(shards):
+        exceptions = operators[index] if operators else {}
+        given = (id(shard), id(exceptions) if exceptions else 0)
+        if given not in known:
+            way = (
+                _frozen(shard, drop),
+                tuple(sorted((op, _frozen(names, ())) for op, names in exceptions.items())),
+            )
+            known[given] = numbers.setdefault(way, len(numbers))
+        found.append(known[given])
+    return tuple(numbers), tuple(found)
+
+
+def _frozen(shard: Shard, drop: tuple[str, ...]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple(
-        tuple(sorted((axis, tuple(labels)) for axis, labels in names.items() if axis not in drop))
-        for names in shards
+        sorted((axis, tuple(labels)) for axis, labels in shard.items() if axis not in drop)
     )
+
+
+def _distinct(items: Sequence[_Item]) -> list[_Item]:
+    """Each object of ``items`` once."""
+    return list({id(item): item for item in items}.values())
 
 
 def _sorted(sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:

@@ -1,204 +1,334 @@
-"""How long a pipeline takes: the schedule of ``spmd.schedule``, simulated event by event.
+"""How long a pipeline takes: the schedules of ``spmd.schedule``, simulated event by event.
 
-A stage runs one function at a time, in the schedule's order. The forward of micro-batch m on
-stage s starts when the stage is free and every value it receives has arrived; the backward
-likewise. Sends do not block. For equal stages of forward f and backward b without transfers, both
-schedules take ``(M + S - 1) (f + b)``.
+For equal stages of forward f and backward b without transfers the simulation gives what is
+published, with M micro-batches on S device groups (the bubble is what is not work):
+
+* GPipe and 1F1B: bubble ``(S - 1) (f + b)`` (arXiv 2104.04473, section 2.2);
+* interleaved 1F1B with k stages on each group: ``(S - 1) (f + b) / k`` (section 2.2.2 there), f and
+  b the work of a group on a micro-batch;
+* ZB-H1 with ``b = b' + w``: ``(S - 1) (f + b' - w)`` from ``M >= S`` on (arXiv 2401.10241, table
+  1), a third of 1F1B's where f, b' and w are equal.
 
 Once the pipeline is full the schedule repeats itself after some micro-batches (as many as are in
 flight on a loop of stages that waits for itself), so thousands of them are counted, not simulated:
-as soon as a period is seen, whole periods are added.
+as soon as a period is seen, whole periods are added. That is exact: an event is the largest of some
+earlier ones plus constants, so what has once moved on by the same time everywhere does so again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from meshwright.cost.columns import FORWARD
+from meshwright.cost.simulate import (
+    PipelineShape,
+    end_times_of_many_s,
+    end_times_s,
+    event_list,
+)
 from meshwright.plans.plan import ScheduleName
-from meshwright.spmd.schedule import Backward, Forward, actions
+from meshwright.spmd.schedule import StageInputs, chain
 
-__all__ = ["closed_form_s", "finish_times_s", "step_lower_bound_s"]
+__all__ = [
+    "SliceTransfers",
+    "Transfers",
+    "closed_form_s",
+    "finish_times_s",
+    "inputs_of_crossing",
+    "simulate_many",
+    "step_lower_bound_s",
+]
 
-_SIMULATED_PER_STAGE = 12
-"""Micro-batches simulated for each stage before looking for the steady state."""
+_SIMULATED_SPANS = (4, 12, 36, 108)
+"""Spans of micro-batches simulated before looking for the steady state, in turn."""
 
-_RELATIVE_TOLERANCE = 1e-9
+_RELATIVE_TOLERANCE = 1e-12
+
+_PLANS_AT_A_TIME = 512
+"""So that the ends of all events stay in the processor's cache."""
 
 Transfers = Mapping[tuple[int, int], float]
 """(source stage, target stage) to the seconds one micro-batch's values take."""
 
+SliceTransfers = Mapping[tuple[int, int], float | Sequence[float]]
+"""``Transfers``, or with token slices the seconds of each slice."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Times:
-    """When every function ended, seconds from the start of the step."""
+FloatArray = NDArray[np.float64]
 
-    finish_s: tuple[float, ...]
-    """Of each stage's last backward."""
-    forward_end_s: NDArray[np.float64]
-    """(stages, micro-batches)"""
-    backward_end_s: NDArray[np.float64]
-    """(stages, micro-batches)"""
+_Run = Callable[[int, NDArray[np.int64]], tuple[FloatArray, FloatArray]]
+"""Simulates some micro-batches of some plans: when each device group ends, (groups, plans), and
+when each function of each micro-batch does, (micro-batches, functions, plans)."""
 
 
 def finish_times_s(
     schedule: ScheduleName,
     *,
-    forward_s: Sequence[float],
-    backward_s: Sequence[float],
+    forward_s: Sequence[float] | Sequence[Sequence[float]],
+    backward_s: Sequence[float] | Sequence[Sequence[float]],
     num_microbatches: int,
-    forward_transfer_s: Transfers,
-    backward_transfer_s: Transfers,
+    forward_transfer_s: SliceTransfers,
+    backward_transfer_s: SliceTransfers,
+    weight_s: Sequence[float] | Sequence[Sequence[float]] | None = None,
+    late_transfer_s: SliceTransfers | None = None,
+    stage_inputs: StageInputs | None = None,
+    num_groups: int | None = None,
 ) -> tuple[float, ...]:
-    """When each stage has run its last backward, seconds from the start of the step."""
-    num_stages = len(forward_s)
-    if num_stages == 1:
-        return (num_microbatches * (forward_s[0] + backward_s[0]),)
+    """When each device group has done its last work of a step, seconds from the start.
 
-    def simulate(count: int) -> _Times:
-        return _simulate(
-            schedule, forward_s, backward_s, count, forward_transfer_s, backward_transfer_s
+    Args:
+        schedule: the schedule.
+        forward_s: of one micro-batch on each stage; with token slices of each slice of it.
+        backward_s: likewise, with the gradients of parameters.
+        num_microbatches: micro-batches of a step.
+        forward_transfer_s: who waits for whom in the forward.
+        backward_transfer_s: who waits for whom in the backward.
+        weight_s: part of ``backward_s`` that makes gradients of parameters, which ZB-H1 puts off.
+        late_transfer_s: forward values that the backward of another stage waits for.
+        stage_inputs: who waits for whom besides; left out, every stage for its neighbors.
+        num_groups: device groups, stage i on group ``i mod num_groups``; left out, one for each
+            stage.
+
+    Raises:
+        PlanRefused: the schedule does not exist for these numbers.
+    """
+    forward = np.array(forward_s, dtype=np.float64)
+    backward = np.array(backward_s, dtype=np.float64)
+    num_stages, num_slices = len(forward), 1 if forward.ndim == 1 else forward.shape[1]
+    groups = num_stages if num_groups is None else num_groups
+    if num_stages == 1:
+        return (num_microbatches * float(forward.sum() + backward.sum()),)
+    shape = PipelineShape.of(
+        schedule,
+        stage_inputs=chain(num_stages) if stage_inputs is None else stage_inputs,
+        num_groups=groups,
+        forward_edges=tuple(forward_transfer_s),
+        backward_edges=tuple(backward_transfer_s),
+        late_edges=tuple(late_transfer_s or {}),
+        num_slices=num_slices,
+    )
+    transfers = [
+        np.broadcast_to(np.asarray(found.get(edge, 0.0)), num_slices)
+        for edges, found in (
+            (shape.forward_edges, forward_transfer_s),
+            (shape.backward_edges, backward_transfer_s),
+            (shape.late_edges, late_transfer_s or {}),
+        )
+        for edge in edges
+    ]
+    transfer_rows = np.concatenate(transfers).tolist() if transfers else []
+    duration_rows = _durations(schedule, forward, backward, weight_s).ravel().tolist()
+
+    def run(count: int, _: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
+        events = event_list(shape, count)
+        ends = np.array(end_times_s(events, duration_rows, transfer_rows))[:, None]
+        return ends[list(events.last)], ends[events.by_microbatch]
+
+    return tuple(_finish_times(shape, num_microbatches, 1, run)[:, 0].tolist())
+
+
+def simulate_many(
+    schedule: ScheduleName,
+    *,
+    forward_s: ArrayLike,
+    backward_s: ArrayLike,
+    num_microbatches: int,
+    forward_transfer_s: ArrayLike | None = None,
+    backward_transfer_s: ArrayLike | None = None,
+    weight_s: ArrayLike | None = None,
+    tail_s: ArrayLike | None = None,
+    num_groups: int | None = None,
+) -> FloatArray:
+    """Step times of many plans whose stages are chains; (plans,) seconds.
+
+    Equal to the largest of ``finish_times_s`` plus ``tail_s``, plan by plan.
+
+    Args:
+        schedule: the schedule of all.
+        forward_s: (plans, stages) of one micro-batch.
+        backward_s: (plans, stages) likewise, with the gradients of parameters.
+        num_microbatches: micro-batches of all.
+        forward_transfer_s: (plans, stages - 1) from each stage to the next; left out, nothing.
+        backward_transfer_s: (plans, stages - 1) from each stage's next back to it.
+        weight_s: (plans, stages) part of ``backward_s`` that ZB-H1 puts off.
+        tail_s: (plans, groups) what a device group does after its last backward.
+        num_groups: as for ``finish_times_s``.
+
+    Raises:
+        PlanRefused: the schedule does not exist for these numbers.
+    """
+    forward = np.asarray(forward_s, dtype=np.float64)
+    num_plans, num_stages = forward.shape
+    groups = num_stages if num_groups is None else num_groups
+    durations = _durations(
+        schedule,
+        forward.T,
+        np.asarray(backward_s, dtype=np.float64).T,
+        None if weight_s is None else np.asarray(weight_s, dtype=np.float64).T,
+    ).reshape(-1, num_plans)
+    if num_stages == 1:
+        finish = num_microbatches * durations.sum(axis=0)[None]
+    else:
+        shape = PipelineShape.of(schedule, stage_inputs=chain(num_stages), num_groups=groups)
+        nothing = np.zeros((num_plans, num_stages - 1))
+        # Both kinds of edges are sorted by their first stage, as the columns are.
+        transfers = np.concatenate(
+            [
+                (nothing if found is None else np.asarray(found, dtype=np.float64)).T
+                for found in (forward_transfer_s, backward_transfer_s)
+            ]
         )
 
-    few = _SIMULATED_PER_STAGE * num_stages
-    if num_microbatches <= few + num_stages:
-        return simulate(num_microbatches).finish_s
-    if schedule is ScheduleName.GPIPE:
-        # No stage waits for a later one while forwards run, so the period is one micro-batch.
-        first, second = simulate(few).finish_s, simulate(few + 1).finish_s
-        rest = num_microbatches - few
-        return tuple(t + rest * (u - t) for t, u in zip(first, second, strict=True))
-    found = _period(simulate(few), num_stages)
-    if found is None:
-        return simulate(num_microbatches).finish_s
-    length, seconds = found
-    rest = (num_microbatches - few) // length
-    return tuple(
-        end + rest * seconds for end in simulate(num_microbatches - rest * length).finish_s
-    )
+        def run_of(part: NDArray[np.int64]) -> _Run:
+            def run(count: int, which: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
+                events = event_list(shape, count)
+                mine = part[which]
+                ends = end_times_of_many_s(events, durations[:, mine], transfers[:, mine])
+                return ends[list(events.last)], ends[events.by_microbatch]
+
+            return run
+
+        finish = np.concatenate(
+            [
+                _finish_times(shape, num_microbatches, len(part), run_of(part))
+                for part in np.split(
+                    np.arange(num_plans), range(_PLANS_AT_A_TIME, num_plans, _PLANS_AT_A_TIME)
+                )
+            ],
+            axis=1,
+        )
+    return np.asarray((finish.T if tail_s is None else finish.T + np.asarray(tail_s)).max(axis=1))
 
 
-def _period(times: _Times, num_stages: int) -> tuple[int, float] | None:
-    """After how many micro-batches the steady state repeats, and how long these take.
+def _durations(
+    schedule: ScheduleName,
+    forward_s: FloatArray,
+    backward_s: FloatArray,
+    weight_s: ArrayLike | None,
+) -> FloatArray:
+    """(kinds, stages, ...): forward, backward, gradients of parameters where they are put off."""
+    put_off = np.zeros_like(backward_s)
+    if schedule is ScheduleName.ZB_H1 and weight_s is not None:
+        put_off = np.minimum(np.asarray(weight_s, dtype=np.float64), backward_s)
+    return np.stack([forward_s, backward_s - put_off, put_off])
 
-    Looks at the micro-batches before the pipeline drains; ``None`` where nothing repeats yet.
+
+def _finish_times(
+    shape: PipelineShape, num_microbatches: int, num_plans: int, run: _Run
+) -> FloatArray:
+    """(groups, plans) when each device group ends; simulates few micro-batches where it can."""
+    every = np.arange(num_plans)
+    if shape.schedule is ScheduleName.GPIPE:
+        if num_microbatches <= 2 or not shape.is_chain or shape.num_slices > 1:
+            return run(num_microbatches, every)[0]
+        # On a chain the slowest of the stages so far (forward) or to come (backward) delays each
+        # micro-batch after the first.
+        first, second = run(1, every)[0], run(2, every)[0]
+        return np.asarray(first + (num_microbatches - 1) * (second - first))
+    finish = np.empty((shape.num_groups, num_plans))
+    for spans in _SIMULATED_SPANS:
+        few = spans * shape.span
+        if not len(every) or num_microbatches <= few + shape.span:
+            break
+        ends, by_microbatch = run(few, every)
+        length, seconds = _periods(by_microbatch[-3 * shape.span : -shape.span], shape)
+        for found in np.unique(length[length > 0]).tolist():
+            which = np.flatnonzero(length == found)
+            rest, more = divmod(num_microbatches - few, found)
+            some = run(few + more, every[which])[0] if more else ends[:, which]
+            finish[:, every[which]] = some + rest * seconds[which]
+        every = every[length == 0]
+    if len(every):
+        finish[:, every] = run(num_microbatches, every)[0]
+    return finish
+
+
+def _periods(window: FloatArray, shape: PipelineShape) -> tuple[NDArray[np.int64], FloatArray]:
+    """After how many micro-batches the steady state of each plan repeats, and how long these take.
+
+    ``window`` is (micro-batches, functions, plans) of two spans before the pipeline drains, so that
+    what repeats in it repeats for a span at least; 0 where nothing does yet.
     """
-    rows = np.concatenate([times.forward_end_s, times.backward_end_s]).T
-    window = rows[-5 * num_stages : -num_stages]
-    tolerance_s = _RELATIVE_TOLERANCE * float(window.max())
-    for length in range(1, num_stages + 1):
-        difference = window[length:] - window[:-length]
-        if float(difference.max() - difference.min()) <= tolerance_s:
-            return length, float(difference.mean())
-    return None
+    num_plans = window.shape[2]
+    tolerance_s = _RELATIVE_TOLERANCE * window.max(axis=(0, 1))
+    length, seconds = np.zeros(num_plans, np.int64), np.zeros(num_plans)
+    step = shape.num_groups if shape.is_interleaved else 1
+    for candidate in range(step, shape.span + 1, step):
+        which = np.flatnonzero(length == 0)
+        if not len(which):
+            break
+        difference = window[candidate:, :, which] - window[:-candidate, :, which]
+        low, high = difference.min(axis=(0, 1)), difference.max(axis=(0, 1))
+        repeats = high - low <= tolerance_s[which]
+        length[which[repeats]] = candidate
+        seconds[which[repeats]] = (low + high)[repeats] / 2
+    return length, seconds
 
 
 def closed_form_s(
-    forward_s: Sequence[float], backward_s: Sequence[float], num_microbatches: int
+    forward_s: ArrayLike,
+    backward_s: ArrayLike,
+    num_microbatches: int,
+    *,
+    weight_s: ArrayLike | None = None,
+    num_groups: int | None = None,
 ) -> float:
-    """One micro-batch through every stage, the others through the slowest.
+    """All micro-batches on the busiest device group, and the bubble of filling and draining.
 
-    Exact for equal stages and for one micro-batch; for unequal stages an estimate (Alpa, arXiv
+    The bubble is the time of one micro-batch on the other groups, over the number of stages of a
+    group, less what ZB-H1 puts off into it (``weight_s`` of ``backward_s``, twice: it neither
+    delays nor idles). With token slices, (stages, slices), it is that of the longest slice. Exact
+    for equal stages and for one micro-batch; for unequal stages an estimate (Alpa, arXiv
     2201.12023, equation 2), mostly a little high.
     """
-    both = [f + b for f, b in zip(forward_s, backward_s, strict=True)]
-    return sum(both) + (num_microbatches - 1) * max(both)
+    both = np.asarray(forward_s, np.float64) + np.asarray(backward_s, np.float64)
+    fill = both if weight_s is None else np.maximum(both - 2 * np.asarray(weight_s), 0.0)
+    if both.ndim == 2:
+        both, fill = both.sum(axis=1), fill.max(axis=1)
+    groups = len(both) if num_groups is None else num_groups
+    work = both.reshape(-1, groups).sum(axis=0)
+    busiest = int(work.argmax())
+    filling = fill.reshape(-1, groups).sum(axis=0)
+    waits_s = (filling.sum() - filling[busiest]) * groups / len(both)
+    return float(num_microbatches * work[busiest] + waits_s)
+
+
+def inputs_of_crossing(
+    crossing: Iterable[tuple[int, int, int]], num_stages: int
+) -> tuple[tuple[int, ...], ...]:
+    """``StageInputs`` of what crosses: (phase, source stage, target stage)."""
+    inputs: list[set[int]] = [set() for _ in range(num_stages)]
+    for phase, source, target in crossing:
+        low, high = (source, target) if phase == FORWARD else (target, source)
+        # A forward value that goes down is for a backward, which comes after every forward.
+        if low < high or phase != FORWARD:
+            inputs[high].add(low)
+    return tuple(tuple(sorted(found)) for found in inputs)
 
 
 def step_lower_bound_s(
-    forward_s: Sequence[float], backward_s: Sequence[float], num_microbatches: int
-) -> float:
-    """No schedule ends earlier.
-
-    Stage s waits for the first micro-batch to walk through the stages before it, works on all of
-    them, and then the last one walks back; and one micro-batch alone passes every stage twice.
-    """
-    before_s = bound_s = 0.0
-    for own_forward_s, own_backward_s in zip(forward_s, backward_s, strict=True):
-        own_s = own_forward_s + own_backward_s
-        bound_s = max(bound_s, before_s + num_microbatches * own_s)
-        before_s += own_s
-    return max(bound_s, before_s)
-
-
-def _simulate(
-    schedule: ScheduleName,
     forward_s: Sequence[float],
     backward_s: Sequence[float],
     num_microbatches: int,
-    forward_transfer_s: Transfers,
-    backward_transfer_s: Transfers,
-) -> _Times:
-    num_stages = len(forward_s)
-    orders = [
-        [
-            (isinstance(action, Forward), action.microbatch)
-            for action in actions(
-                schedule, stage=stage, num_stages=num_stages, num_microbatches=num_microbatches
-            )
-            if isinstance(action, Forward | Backward)
-        ]
-        for stage in range(num_stages)
-    ]
-    sources = _sources(num_stages, forward_transfer_s, backward_transfer_s)
-    done = {
-        True: [[-1.0] * num_microbatches for _ in range(num_stages)],
-        False: [[-1.0] * num_microbatches for _ in range(num_stages)],
-    }
-    clock = [0.0] * num_stages
-    position = [0] * num_stages
-    duration = {True: forward_s, False: backward_s}
-    total = 2 * num_microbatches * num_stages
-    finished = 0
-    while finished < total:
-        before = finished
-        for stage in (*range(num_stages), *range(num_stages - 2, -1, -1)):
-            order = orders[stage]
-            while position[stage] < len(order):
-                is_forward, microbatch = order[position[stage]]
-                start = clock[stage]
-                is_ready = True
-                for source, seconds in sources[is_forward][stage]:
-                    end = done[is_forward][source][microbatch]
-                    if end < 0:
-                        is_ready = False
-                        break
-                    start = max(start, end + seconds)
-                if not is_ready:
-                    break
-                clock[stage] = start + duration[is_forward][stage]
-                done[is_forward][stage][microbatch] = clock[stage]
-                position[stage] += 1
-                finished += 1
-        assert finished > before, "the schedule waits for itself"
-    return _Times(
-        finish_s=tuple(clock),
-        forward_end_s=np.array(done[True]),
-        backward_end_s=np.array(done[False]),
-    )
+    *,
+    stage_inputs: StageInputs | None = None,
+) -> float:
+    """No schedule that runs whole backwards, one stage on each device group, ends earlier.
 
-
-def _sources(
-    num_stages: int, forward_transfer_s: Transfers, backward_transfer_s: Transfers
-) -> dict[bool, list[list[tuple[int, float]]]]:
-    """For forward and backward and each stage, whom it waits for and how long values travel.
-
-    Neighbors are waited for even where nothing passes: the schedules assume a chain.
+    Stage s waits for the first micro-batch to walk through the stages before it, works on all of
+    them, and then the last one walks back; and one micro-batch alone passes every stage twice. On a
+    graph of stages the longest way counts.
     """
-    forward: list[dict[int, float]] = [
-        {stage - 1: 0.0} if stage else {} for stage in range(num_stages)
-    ]
-    backward: list[dict[int, float]] = [
-        {stage + 1: 0.0} if stage + 1 < num_stages else {} for stage in range(num_stages)
-    ]
-    for (source, target), seconds in forward_transfer_s.items():
-        forward[target][source] = seconds
-    for (source, target), seconds in backward_transfer_s.items():
-        backward[target][source] = seconds
-    return {
-        True: [list(found.items()) for found in forward],
-        False: [list(found.items()) for found in backward],
-    }
+    walk_s: list[float] = []
+    bound_s = 0.0
+    inputs = chain(len(forward_s)) if stage_inputs is None else stage_inputs
+    for stage, (own_forward_s, own_backward_s) in enumerate(
+        zip(forward_s, backward_s, strict=True)
+    ):
+        own_s = own_forward_s + own_backward_s
+        before_s = max((walk_s[source] for source in inputs[stage]), default=0.0)
+        bound_s = max(bound_s, before_s + num_microbatches * own_s)
+        walk_s.append(before_s + own_s)
+    return max(bound_s, *walk_s)

@@ -162,6 +162,7 @@ def traffic_times_s(
             axes=payload.axes,
             axis_sizes=split.sizes,
             num_stages=split.num_stages,
+            first_device=split.first_device,
         )
     return total
 

@@ -11,95 +11,38 @@ work is ``pipeline_transfer`` (as far as a simulation without transfers is faste
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from meshwright.cluster.model import Cluster, Device
+from meshwright.cost.breakdown import step_breakdown_s
+from meshwright.cost.choice import TIME_CAUSES, Choice, StepCost
 from meshwright.cost.collectives import CollectivePrices
 from meshwright.cost.columns import FORWARD, FloatArray, IntArray, sums_by
 from meshwright.cost.memory import MemoryRequest, StageMemory, stage_memory
 from meshwright.cost.parameters import ParameterState, StageParameters
-from meshwright.cost.pipeline import closed_form_s, finish_times_s, step_lower_bound_s
-from meshwright.cost.reduction import DataTraffic, Payload, data_traffic, stages_of, traffic_times_s
+from meshwright.cost.pipeline import Transfers, inputs_of_crossing, step_lower_bound_s
+from meshwright.cost.reduction import DataTraffic, data_traffic
+from meshwright.cost.resharding import resharding_time_s
 from meshwright.cost.roofline import Roofline, roofline_of
+from meshwright.cost.stage_parts import (
+    Places,
+    StagePart,
+    at_place,
+    fullest_part,
+    host_scales,
+    merged_memory,
+    merged_work,
+    slowest_part,
+)
+from meshwright.cost.stage_work import StageOrder, StageWork, stage_work
 from meshwright.cost.table import CostTable, Split
-from meshwright.plans.plan import OptimizerSpec, Recompute, ScheduleName
+from meshwright.errors import PlanRefused
+from meshwright.plans.plan import OptimizerSpec, ScheduleName
 
 __all__ = ["TIME_CAUSES", "Choice", "StepCost", "StepPricer"]
-
-TIME_CAUSES = (
-    "compute",
-    "launch",
-    "tp_communication",
-    "zero_gather",
-    "dp_communication",
-    "optimizer",
-    "pipeline_transfer",
-    "bubble",
-)
-
-_OVERLAP_FRACTION = 0.8
-"""Share of a function's compute that communication started early can hide behind. Assumption: the
-first bucket is ready only after the first backward segment, and the last has nothing behind it."""
-
-_OVERLAP_SLOWDOWN = 0.19
-"""Compute slows by this much while a collective runs beside it (arXiv 2507.03114, average)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """What a plan decides beyond sharding labels."""
-
-    split: Split
-    starts: tuple[int, ...]
-    """First segment of each stage."""
-    first_devices: tuple[int, ...]
-    """First device of each stage."""
-    zero_stages: tuple[int, ...]
-    """One for each segment."""
-    policies: tuple[Recompute, ...]
-    """One for each segment."""
-    schedule: ScheduleName
-    bucket_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepCost:
-    """Time and memory of one step."""
-
-    breakdown_s: dict[str, float]
-    """``TIME_CAUSES`` to seconds; they sum to ``time_s``."""
-    memory: StageMemory
-    capacity_bytes: FloatArray
-    """(stages,) of the smallest device."""
-
-    @property
-    def time_s(self) -> float:
-        """Seconds of the step."""
-        return sum(self.breakdown_s.values())
-
-    @property
-    def fullest_stage(self) -> int:
-        """The stage with the least room."""
-        return int(np.argmax(self.memory.peak_bytes / self.capacity_bytes))
-
-    @property
-    def fits(self) -> bool:
-        """Every stage fits its devices."""
-        return bool((self.memory.peak_bytes <= self.capacity_bytes).all())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """Seconds of every stage by cause; arrays of shape (stages,)."""
-
-    forward: dict[str, FloatArray]
-    """One micro-batch."""
-    backward: dict[str, FloatArray]
-    """One micro-batch."""
-    tail: dict[str, FloatArray]
-    """Once, after the last backward; the prologue too."""
 
 
 class StepPricer:
@@ -127,7 +70,14 @@ class StepPricer:
         self.rooflines: dict[str, Roofline] = {
             device.name: roofline_of(device, dtype) for device in cluster.devices
         }
-        self._reserved_fraction = reserved_fraction
+        self._usable = {
+            device.name: int(
+                device.memory_bytes * (1.0 if device.name == "cpu" else 1 - reserved_fraction)
+            )
+            for device in cluster.devices
+        }
+        self._places = Places(cluster)
+        self._orders: dict[tuple[object, ...], StageOrder] = {}
         self._stage_devices: dict[tuple[int, int], tuple[Device, int]] = {}
         self._states: dict[tuple[object, ...], ParameterState] = {}
         self._placed: dict[tuple[object, ...], StageParameters] = {}
@@ -139,12 +89,13 @@ class StepPricer:
             hosts = range(self.cluster.host_of(first), self.cluster.host_of(first + count - 1) + 1)
             devices = [self.cluster.hosts[host].device for host in hosts]
             slowest = min(devices, key=lambda d: self.rooflines[d.name].flop_per_s)
-            usable = min(
-                int(d.memory_bytes * (1.0 if d.name == "cpu" else 1 - self._reserved_fraction))
-                for d in devices
-            )
+            usable = min(self.usable_bytes(device.name) for device in devices)
             self._stage_devices[key] = (slowest, usable)
         return self._stage_devices[key]
+
+    def usable_bytes(self, device: str) -> int:
+        """Memory a rank may use on a type of device."""
+        return self._usable[device]
 
     @property
     def is_rounded(self) -> bool:
@@ -157,54 +108,141 @@ class StepPricer:
         times = table.segment_times(
             choice.split, choice.policies, roofline=roofline, prices=self.prices
         )
-        starts = np.array(choice.starts, dtype=np.int64)
-        stages = np.add.reduceat(times.total_s, starts)
+        stages = self._order(choice, table.num_segments).sums(times.total_s)
         return step_lower_bound_s(
-            stages.tolist(), [0.0] * len(starts), choice.split.num_microbatches
+            stages.tolist(), [0.0] * len(stages), choice.split.num_microbatches
         )
 
     def state_excess(self, table: CostTable, choice: Choice) -> float:
         """Parameters, optimizer state and gradients of the fullest stage, over its capacity."""
-        stage_of = stages_of(choice.starts, table.num_segments)
-        state, placed = self._parameters(table, choice, stage_of)
+        stage_of = self._order(choice, table.num_segments).stage_of
+        state, placed = self._parameters(table, choice, stage_of, choice.split)
         each = state.stored_bytes + state.optimizer_bytes + state.gradient_bytes
         total = np.bincount(placed.stage, weights=each[placed.parameter])
-        per_stage = self._devices_per_stage(choice)
-        capacity = max(self.device_of_stage(first, per_stage)[1] for first in choice.first_devices)
+        capacity = max(self.device_of_stage(*place)[1] for place in choice.places)
         return float(total.max() / capacity)
 
     # One choice --------------------------------------------------------------------------------
 
     def price(self, table: CostTable, choice: Choice, *, simulate: bool = True) -> StepCost:
-        """Time and memory of one choice.
+        """Time and memory of one choice whose stages share a mesh.
 
         Without ``simulate`` the pipeline's closed form stands in for the schedule: the time of a
         schedule without waits beyond filling and draining.
         """
-        stage_of = stages_of(choice.starts, table.num_segments)
-        state, placed = self._parameters(table, choice, stage_of)
-        traffic = data_traffic(
-            table,
-            choice.split,
-            choice.policies,
-            state=state,
-            placed=placed,
-            num_stages=len(choice.starts),
+        assert not choice.stage_splits, "stages with meshes of their own: price_stages"
+        return self.price_stages([table] * len(choice.starts), choice, simulate=simulate)
+
+    def price_stages(
+        self,
+        tables: Sequence[CostTable],
+        choice: Choice,
+        *,
+        whole: CostTable | None = None,
+        simulate: bool = True,
+    ) -> StepCost:
+        """Time and memory of one choice.
+
+        Args:
+            tables: one for each stage, for the mesh of that stage.
+            choice: what is decided.
+            whole: the table of one device, which tells the bytes of whole values; needed where
+                stages have meshes of their own.
+            simulate: as in ``price``.
+        """
+        order = self._order(choice, tables[0].num_segments)
+        parts = self._parts(tables, choice)
+        works, memories = [], []
+        for part in parts:
+            work, memory = self._price_part(part, choice, order)
+            works.append(work)
+            memories.append(memory)
+        busiest = slowest_part(parts, works, choice.split.num_microbatches)
+        fullest = fullest_part(parts, memories)
+        every = np.arange(len(choice.starts))
+        forward_s, backward_s = self._transfers(tables, choice, whole)
+        return StepCost(
+            breakdown_s=step_breakdown_s(
+                choice,
+                merged_work(works, busiest),
+                forward_transfer_s=forward_s,
+                backward_transfer_s=backward_s,
+                latency_s=self._latency_s(choice),
+                simulate=simulate,
+            ),
+            memory=merged_memory(memories, fullest),
+            capacity_bytes=np.array([part.capacity_bytes for part in parts])[fullest, every],
         )
-        crossing = table.crossing_bytes(choice.split, stage_of) if len(choice.starts) > 1 else {}
-        passing = np.zeros(len(choice.starts))
+
+    def _parts(self, tables: Sequence[CostTable], choice: Choice) -> tuple[StagePart, ...]:
+        """The distinct ways in which stages compute."""
+        count = len(choice.starts)
+        if not choice.stage_splits and not any(choice.batch_shares) and self._places.is_even:
+            devices = [self.device_of_stage(*place) for place in choice.places]
+            part = StagePart(
+                table=tables[0],
+                split=choice.split,
+                stages=tuple(range(count)),
+                rooflines=tuple(self.rooflines[device.name] for device, _ in devices),
+                capacity_bytes=np.array([usable for _, usable in devices], dtype=np.float64),
+            )
+            return (part,)
+        found: dict[tuple[CostTable, Split, Roofline], dict[int, int]] = {}
+        for stage, (first, size) in enumerate(choice.places):
+            here = self._places.representative(first, size)
+            slowest, usable = self.device_of_stage(first, size)
+            ways = {(slowest.name, 1.0): usable}
+            if choice.batch_shares and choice.batch_shares[stage]:
+                scales = host_scales(self.cluster, first, size, choice.batch_shares[stage])
+                ways = {way: self.usable_bytes(way[0]) for way in scales}
+                if not tables[stage].columns.is_scaled:
+                    raise PlanRefused("$.stages: batch_shares need a batch that the mesh divides")
+            for (device, scale), usable_bytes in ways.items():
+                split = at_place(choice.split_of(stage), here, scale)
+                key = (tables[stage], split, self.rooflines[device])
+                found.setdefault(key, {})[stage] = usable_bytes
+        return tuple(
+            StagePart(
+                table=table,
+                split=split,
+                stages=tuple(usable),
+                rooflines=(roofline,) * count,
+                capacity_bytes=np.array([usable.get(s, 1) for s in range(count)], np.float64),
+            )
+            for (table, split, roofline), usable in found.items()
+        )
+
+    def _order(self, choice: Choice, num_segments: int) -> StageOrder:
+        key = (choice.starts, choice.stage_of_segment, num_segments)
+        if key not in self._orders:
+            self._orders[key] = StageOrder.of(choice.stage_of(num_segments))
+        return self._orders[key]
+
+    def _price_part(
+        self, part: StagePart, choice: Choice, order: StageOrder
+    ) -> tuple[StageWork, StageMemory]:
+        """Work and memory of every stage, as if each were one of the part's."""
+        table, split = part.table, part.split
+        state, placed = self._parameters(table, choice, order.stage_of, split)
+        num_stages = len(choice.starts)
+        work, traffic = self._work(part, choice, order, state, placed)
+        crossing = table.crossing_bytes(split, order.stage_of) if num_stages > 1 else {}
+        passing = np.zeros(num_stages)
         for (_, source, target), num_bytes in crossing.items():
             passing[source] += num_bytes
             passing[target] += num_bytes
-        work = self._work(table, choice, traffic, state, placed)
         memory = stage_memory(
             table,
             MemoryRequest(
-                split=choice.split,
+                split=split,
                 policies=choice.policies,
                 schedule=choice.schedule,
                 starts=choice.starts,
                 bucket_bytes=choice.bucket_bytes,
+                stage_of_segment=choice.stage_of_segment,
+                num_groups=choice.num_groups,
+                num_slices=max(len(choice.token_slices), 1),
+                stage_inputs=inputs_of_crossing(crossing, num_stages),
             ),
             state=state,
             placed=placed,
@@ -215,16 +253,55 @@ class StepPricer:
             crossing_bytes=passing,
             is_rounded=self.is_rounded,
         )
-        per_stage = self._devices_per_stage(choice)
-        capacity = np.array(
-            [self.device_of_stage(first, per_stage)[1] for first in choice.first_devices],
-            dtype=np.float64,
+        return work, memory
+
+    def _work(
+        self,
+        part: StagePart,
+        choice: Choice,
+        order: StageOrder,
+        state: ParameterState,
+        placed: StageParameters,
+    ) -> tuple[StageWork, DataTraffic]:
+        table, split = part.table, part.split
+        traffic = data_traffic(
+            table,
+            split,
+            choice.policies,
+            state=state,
+            placed=placed,
+            num_stages=len(choice.starts),
         )
-        return StepCost(
-            breakdown_s=self._breakdown(choice, work, crossing, simulate),
-            memory=memory,
-            capacity_bytes=capacity,
+        work = stage_work(
+            table,
+            split,
+            choice.policies,
+            order=order,
+            rooflines=part.rooflines,
+            prices=self.prices,
+            bucket_bytes=choice.bucket_bytes,
+            traffic=traffic,
+            state=state,
+            placed=placed,
+            tied_s=self._tied_s(traffic, choice),
+            with_parts=choice.schedule is ScheduleName.ZB_H1 or bool(choice.token_slices),
         )
+        return work, traffic
+
+    def segment_work(self, table: CostTable, choice: Choice) -> StageWork:
+        """Work of every segment as if each were a stage in the place of the choice's first.
+
+        Sums over segments come near the work of a stage: what every stage does for itself counts
+        once for each segment.
+        """
+        count = table.num_segments
+        alone = replace(
+            choice, starts=tuple(range(count)), first_devices=choice.first_devices[:1] * count
+        )
+        order = self._order(alone, count)
+        (part,) = self._parts([table] * count, alone)
+        state, placed = self._parameters(table, alone, order.stage_of, part.split)
+        return self._work(part, alone, order, state, placed)[0]
 
     def segment_bytes(
         self, table: CostTable, choice: Choice
@@ -235,7 +312,8 @@ class StepPricer:
         kept for one micro-batch; and the bytes any stage needs besides.
         """
         whole = np.zeros(table.num_segments, dtype=np.int64)
-        state, _ = self._parameters(table, choice, stages_of(choice.starts, table.num_segments))
+        stage_of = self._order(choice, table.num_segments).stage_of
+        state, _ = self._parameters(table, choice, stage_of, choice.split)
         placed = table.parameters.on_stages(whole)
         copies = 2.0 if choice.split.num_microbatches > 1 else 1.0
         each = state.stored_bytes + state.optimizer_bytes + copies * state.gradient_bytes
@@ -258,98 +336,21 @@ class StepPricer:
         )
         return fixed, kept, spare + 2 * float(gathered.max()) + 2.0 * choice.bucket_bytes
 
-    def _devices_per_stage(self, choice: Choice) -> int:
-        count = 1
-        for _, size in choice.split.axis_sizes:
-            count *= size
-        return count
-
     def _parameters(
-        self, table: CostTable, choice: Choice, stage_of: IntArray
+        self, table: CostTable, choice: Choice, stage_of: IntArray, split: Split
     ) -> tuple[ParameterState, StageParameters]:
-        dp_shard = choice.split.sizes["dp_shard"]
+        dp_shard = split.sizes["dp_shard"]
         key = (id(table), choice.zero_stages, dp_shard)
         if key not in self._states:
             self._states[key] = table.parameters.state(
                 choice.zero_stages, dp_shard=dp_shard, optimizer=self.optimizer
             )
-        place = (id(table), choice.starts)
+        place = (id(table), choice.starts, choice.stage_of_segment)
         if place not in self._placed:
             self._placed[place] = table.parameters.on_stages(stage_of)
         return self._states[key], self._placed[place]
 
     # Time --------------------------------------------------------------------------------------
-
-    def _work(
-        self,
-        table: CostTable,
-        choice: Choice,
-        traffic: DataTraffic,
-        state: ParameterState,
-        placed: StageParameters,
-    ) -> _Work:
-        starts = np.array(choice.starts, dtype=np.int64)
-        size, count = len(starts), table.num_segments
-        rooflines = self._rooflines_of_stages(choice)
-        times = {
-            roofline: table.segment_times(
-                choice.split, choice.policies, roofline=roofline, prices=self.prices
-            )
-            for roofline in set(rooflines)
-        }
-
-        def stages(field: str) -> FloatArray:
-            sums = {
-                roofline: np.add.reduceat(np.asarray(getattr(found, field)), starts)
-                for roofline, found in times.items()
-            }
-            return np.array([sums[roofline][s] for s, roofline in enumerate(rooflines)])
-
-        free_s = np.array([times[roofline].free_s for roofline in rooflines])
-        hides = np.array([roofline.queue_runs_ahead for roofline in rooflines])
-        forward_s, backward_s = stages("forward_s"), stages("backward_s")
-
-        def gather(payload: Payload) -> FloatArray:
-            return np.add.reduceat(self._traffic_s((payload,), choice, None, count), starts)
-
-        def reduce(payloads: tuple[Payload, ...]) -> FloatArray:
-            return self._traffic_s(payloads, choice, choice.bucket_bytes, size)
-
-        every_s = reduce(traffic.every_backward)
-        forward = {
-            "compute": forward_s + free_s,
-            "launch": stages("forward_launch_s"),
-            "tp_communication": stages("forward_communication_s"),
-            "zero_gather": _exposed_s(gather(traffic.forward_gather), forward_s, hides),
-        }
-        backward = {
-            "compute": backward_s,
-            "launch": stages("backward_launch_s"),
-            "tp_communication": stages("backward_communication_s"),
-            "zero_gather": _exposed_s(gather(traffic.backward_gather), backward_s, hides),
-            "dp_communication": _exposed_s(every_s, backward_s, hides),
-        }
-        step_bytes = sums_by(placed.stage, state.step_traffic_bytes[placed.parameter], size)
-        tail = {
-            "compute": np.array([times[roofline].prologue_s for roofline in rooflines]),
-            "dp_communication": _exposed_s(reduce(traffic.once), backward_s, hides)
-            + gather(traffic.publish[0])
-            + self._tied_s(traffic, choice),
-            "optimizer": step_bytes / np.array([r.bytes_per_s for r in rooflines]),
-        }
-        return _Work(forward=forward, backward=backward, tail=tail)
-
-    def _rooflines_of_stages(self, choice: Choice) -> list[Roofline]:
-        count = self._devices_per_stage(choice)
-        devices = [self.device_of_stage(first, count)[0] for first in choice.first_devices]
-        return [self.rooflines[device.name] for device in devices]
-
-    def _traffic_s(
-        self, payloads: tuple[Payload, ...], choice: Choice, bucket_bytes: int | None, size: int
-    ) -> FloatArray:
-        return traffic_times_s(
-            payloads, choice.split, self.prices, bucket_bytes=bucket_bytes, size=size
-        )
 
     def _tied_s(self, traffic: DataTraffic, choice: Choice) -> FloatArray:
         """Exchange of tied gradients between the first and last stage that holds one."""
@@ -362,68 +363,46 @@ class StepPricer:
         found[holders] = self.prices.send_time_s(num_bytes, first, last)
         return found
 
-    def _breakdown(
-        self,
-        choice: Choice,
-        work: _Work,
-        crossing: object,
-        simulate: bool,
-    ) -> dict[str, float]:
-        micro = choice.split.num_microbatches
-        forward_s = np.sum(list(work.forward.values()), axis=0)
-        backward_s = np.sum(list(work.backward.values()), axis=0)
-        tail_s = np.sum(list(work.tail.values()), axis=0)
-        forward_transfer, backward_transfer = self._transfers(choice, crossing)
-        if simulate:
-
-            def end_s(
-                there: dict[tuple[int, int], float], back: dict[tuple[int, int], float]
-            ) -> float:
-                finish = finish_times_s(
-                    choice.schedule,
-                    forward_s=forward_s.tolist(),
-                    backward_s=backward_s.tolist(),
-                    num_microbatches=micro,
-                    forward_transfer_s=there,
-                    backward_transfer_s=back,
-                )
-                return float(np.max(np.array(finish) + tail_s))
-
-            total_s = end_s(forward_transfer, backward_transfer)
-            without_s = end_s({}, {}) if forward_transfer or backward_transfer else total_s
-        else:
-            through_s = closed_form_s(forward_s.tolist(), backward_s.tolist(), micro)
-            without_s = through_s + float(tail_s.max())
-            total_s = without_s + sum(forward_transfer.values()) + sum(backward_transfer.values())
-        own_s = micro * (forward_s + backward_s) + tail_s
-        busiest = int(np.argmax(own_s))
-        breakdown = dict.fromkeys(TIME_CAUSES, 0.0)
-        for part, times in ((work.forward, micro), (work.backward, micro), (work.tail, 1)):
-            for cause, seconds in part.items():
-                breakdown[cause] += times * float(seconds[busiest])
-        breakdown["pipeline_transfer"] = max(total_s - without_s, 0.0)
-        breakdown["bubble"] = max(without_s - float(own_s[busiest]), 0.0)
-        return breakdown
+    def _latency_s(self, choice: Choice) -> Callable[[int, int], float]:
+        """Seconds of the least message from one stage to another."""
+        devices = choice.first_devices
+        return lambda source, target: self.prices.send_time_s(1, devices[source], devices[target])
 
     def _transfers(
-        self, choice: Choice, crossing: object
-    ) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], float]]:
+        self, tables: Sequence[CostTable], choice: Choice, whole: CostTable | None
+    ) -> tuple[Transfers, Transfers]:
         """Seconds each pair of stages needs for one micro-batch's values, by phase."""
         forward: dict[tuple[int, int], float] = {}
         backward: dict[tuple[int, int], float] = {}
-        assert isinstance(crossing, dict)
-        for (phase, source, target), num_bytes in crossing.items():
-            seconds = self.prices.send_time_s(
-                num_bytes, choice.first_devices[source], choice.first_devices[target]
-            )
+        if len(choice.starts) == 1:
+            return forward, backward
+        stage_of = self._order(choice, tables[0].num_segments).stage_of
+        places = choice.places
+        received = {
+            (table, split): table.crossing_bytes(split, stage_of)
+            for table, split in dict.fromkeys(self._ways(tables, choice))
+        }
+        ways = self._ways(tables, choice)
+        alone = replace(
+            choice.split, axis_sizes=tuple((axis, 1) for axis, _ in choice.split.axis_sizes)
+        )
+        all_bytes = {} if whole is None else whole.crossing_bytes(alone, stage_of)
+        for phase, source, target in dict.fromkeys(key for of in received.values() for key in of):
+            num_bytes = received[ways[target]].get((phase, source, target), 0.0)
+            if ways[source] == ways[target]:
+                seconds = self.prices.send_time_s(num_bytes, places[source][0], places[target][0])
+            else:
+                assert whole is not None, "stages with meshes of their own need the whole table"
+                seconds = resharding_time_s(
+                    self.prices,
+                    source=places[source],
+                    target=places[target],
+                    whole_bytes=all_bytes.get((phase, source, target), 0.0),
+                    target_bytes=num_bytes,
+                )
             (forward if phase == FORWARD else backward)[source, target] = seconds
         return forward, backward
 
-
-def _exposed_s(communication_s: FloatArray, compute_s: FloatArray, hides: np.ndarray) -> FloatArray:
-    """What communication adds to compute it may run beside, the slowed compute included.
-
-    On a CPU nothing hides: the cores that compute also move the bytes.
-    """
-    hidden = np.where(hides, np.minimum(communication_s, _OVERLAP_FRACTION * compute_s), 0.0)
-    return np.asarray(communication_s - (1 - _OVERLAP_SLOWDOWN) * hidden)
+    @staticmethod
+    def _ways(tables: Sequence[CostTable], choice: Choice) -> list[tuple[CostTable, Split]]:
+        return [(table, choice.split_of(stage)) for stage, table in enumerate(tables)]

@@ -7,6 +7,7 @@ the labels each axis shards and the sizes of the axes inside a layer (``cp``, ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,17 +23,16 @@ from meshwright.cost.columns import (
     Columns,
     FloatArray,
     IntArray,
-    columns_of,
     scale_weights,
     sums_by,
 )
 from meshwright.cost.parameters import ParameterTable
+from meshwright.cost.put_off import PutOff, put_off
 from meshwright.cost.roofline import Roofline
 from meshwright.plans.plan import Recompute
 from meshwright.spmd.program import CollectiveKind
-from meshwright.spmd.sharded import ShardedGraph
 
-__all__ = ["CollectiveCount", "CostTable", "SegmentTimes", "Split"]
+__all__ = ["CollectiveCount", "CostTable", "PartTimes", "SegmentTimes", "Split"]
 
 DATA_AXES = ("dp_replicate", "dp_shard")
 
@@ -45,6 +45,15 @@ class Split:
     """Every mesh axis."""
     num_microbatches: int
     num_stages: int
+    first_device: int = 0
+    """Of the ``num_stages`` stages, which lie side by side."""
+    batch_scale: float = 1.0
+    """Samples of a rank over those of an even share."""
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of one stage."""
+        return math.prod(size for _, size in self.axis_sizes)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -89,6 +98,17 @@ class SegmentTimes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartTimes:
+    """Seconds of parts of one micro-batch's work, by segment."""
+
+    seconds: dict[str, FloatArray]
+    """``weight``: of the backward with launches and collectives, what ``cost.put_off`` calls W.
+    ``forward_attention``: of the forward without launches and collectives, what grows with the
+    tokens before; ``forward_latency``: of its collectives, what does not shrink with the batch;
+    ``forward_host``: all its launches, hidden or not. ``backward_...`` likewise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CollectiveCount:
     """Collectives of one kind along the same axes."""
 
@@ -100,21 +120,22 @@ class CollectiveCount:
 class CostTable:
     """All amounts of one sharded graph; see the module docstring."""
 
-    def __init__(self, sharded: ShardedGraph, *, scaled: bool, is_rounded: bool) -> None:
-        """Build the columns.
+    def __init__(self, columns: Columns, *, is_rounded: bool) -> None:
+        """From the columns of a sharded graph.
 
         Args:
-            sharded: the sharded graph.
-            scaled: serve any number of data-parallel ranks and micro-batches; otherwise only the
-                sharded graph's own.
+            columns: serve any number of data-parallel ranks and micro-batches if they are scaled;
+                otherwise only the sharded graph's own.
             is_rounded: the device's allocator rounds every tensor up to 512 bytes.
         """
-        self.columns: Columns = columns_of(sharded, scaled=scaled)
+        self.columns = columns
         self.parameters = ParameterTable(self.columns.parameters, is_rounded=is_rounded)
         self.recompute = RecomputeAnalysis(self.columns)
         self.num_segments = self.columns.num_segments
         self._activations: dict[tuple[Recompute, ...], Activations] = {}
         self._times: dict[tuple[object, ...], SegmentTimes] = {}
+        self._parts: dict[tuple[object, ...], PartTimes] = {}
+        self._put_off: PutOff | None = None
         self._node_times: dict[tuple[object, ...], tuple[FloatArray, FloatArray]] = {}
         self._crossings: dict[bytes, tuple[IntArray, IntArray]] = {}
         self._saved: dict[tuple[object, ...], tuple[IntArray, IntArray]] = {}
@@ -126,7 +147,8 @@ class CostTable:
         if not self.columns.is_scaled:
             return np.ones(4)
         return scale_weights(
-            data_parallel=split.data_parallel, num_microbatches=split.num_microbatches
+            data_parallel=split.data_parallel / split.batch_scale,
+            num_microbatches=split.num_microbatches,
         )
 
     def activations(self, policies: tuple[Recompute, ...]) -> Activations:
@@ -182,6 +204,7 @@ class CostTable:
                     axes=self.actual_axes(axes),
                     axis_sizes=split.sizes,
                     num_stages=split.num_stages,
+                    first_device=split.first_device,
                 )
             communication_s = sums_by(table.node, each_s, len(nodes.segment))
             self._node_times[key] = (device_s, communication_s)
@@ -227,6 +250,63 @@ class CostTable:
             free_s=float(forward_s[-1] + forward_launch_s[-1] + forward_communication_s[-1]),
             prologue_s=float(device_s[prologue].sum() + communication_s[prologue].sum()),
         )
+
+    @property
+    def put_off(self) -> PutOff:
+        """What ZB-H1 puts off."""
+        if self._put_off is None:
+            self._put_off = put_off(self.columns)
+        return self._put_off
+
+    def part_times(
+        self,
+        split: Split,
+        policies: tuple[Recompute, ...],
+        *,
+        roofline: Roofline,
+        prices: CollectivePrices,
+    ) -> PartTimes:
+        """Times of parts of every segment's work, of what ``segment_times`` says of the whole."""
+        split = self._merged(split)
+        key = (split, policies, roofline)
+        if key not in self._parts:
+            self._parts[key] = self._part_times(split, policies, roofline, prices)
+        return self._parts[key]
+
+    def _part_times(
+        self,
+        split: Split,
+        policies: tuple[Recompute, ...],
+        roofline: Roofline,
+        prices: CollectivePrices,
+    ) -> PartTimes:
+        nodes, size = self.columns.nodes, self.num_segments
+        times = self.segment_times(split, policies, roofline=roofline, prices=prices)
+        device_s, communication_s = self._times_of_nodes(split, roofline, prices)
+        again = self.activations(policies).recomputed
+        forward = np.flatnonzero(nodes.phase == FORWARD)
+        late = np.concatenate([np.flatnonzero(nodes.phase == BACKWARD), again])
+
+        def total(rows: IntArray, amounts: FloatArray) -> FloatArray:
+            rows = rows[nodes.segment[rows] >= 0]
+            return sums_by(nodes.segment[rows], amounts[rows], size)
+
+        weight = np.flatnonzero(self.put_off.is_weight)
+        weight_s = total(weight, device_s)
+        share = weight_s / np.where(times.backward_s > 0, times.backward_s, 1.0)
+        seconds = {
+            "weight": weight_s + share * times.backward_launch_s + total(weight, communication_s)
+        }
+        half = replace(split, num_microbatches=2 * split.num_microbatches)
+        _, half_s = self._times_of_nodes(half, roofline, prices)
+        for phase, rows in (("forward", forward), ("backward", late)):
+            whole_s = total(rows, communication_s)
+            # A collective takes a + b n; of half the batch a + b n / 2.
+            latency_s = 2 * total(rows, half_s) - whole_s if self.columns.is_scaled else 0 * whole_s
+            seconds[f"{phase}_latency"] = np.clip(latency_s, 0.0, whole_s)
+            seconds[f"{phase}_attention"] = total(rows[nodes.is_attention[rows]], device_s)
+            seconds[f"{phase}_host"] = total(rows, nodes.num_launches) * roofline.launch_latency_s
+        return PartTimes(seconds=seconds)
 
     # Bytes -------------------------------------------------------------------------------------
 
@@ -296,7 +376,7 @@ class CostTable:
 
     def transient_bytes(self, split: Split, policies: tuple[Recompute, ...]) -> FloatArray:
         """(2, segments): most bytes alive beyond the kept ones in each forward and backward."""
-        key = (split.data_parallel, split.num_microbatches, policies)
+        key = (split.data_parallel, split.batch_scale, split.num_microbatches, policies)
         if key not in self._transients:
             self._transients[key] = self.activations(policies).transient_bytes(
                 self.weights(split), self.num_segments

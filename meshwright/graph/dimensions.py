@@ -1,7 +1,7 @@
 """Labels of dimension classes inside a segment, so that a plan can say what it shards.
 
 A label says what a class does in the program (``batch``, ``sequence``, ``vocab``, ``heads``,
-``experts``, ``hidden``, ``inner``), found from the operators, never from names; a second class of
+``experts``, ``height``, ``width``, ``hidden``, ``inner``), found from the operators, never from names; a second class of
 the same kind in one segment is ``inner2``, and so on in order of appearance. Equal segments label
 alike, so a plan speaks of segment classes.
 """
@@ -16,10 +16,21 @@ from meshwright.graph.opgraph import InputRole, Op
 from meshwright.graph.rules.base import Variant
 from meshwright.graph.segments import Segment, Segmentation
 
-__all__ = ["BATCH", "SEQUENCE", "DimensionLabels", "label_dimensions"]
+__all__ = [
+    "BATCH",
+    "EXPERTS",
+    "SEQUENCE",
+    "SPATIAL",
+    "DimensionLabels",
+    "is_experts",
+    "label_dimensions",
+]
 
 BATCH = "batch"
 SEQUENCE = "sequence"
+EXPERTS = "experts"
+SPATIAL = ("depth", "height", "width")
+"""The last dims of images, as convolutions and pooling know them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +42,14 @@ class DimensionLabels:
     sequence: int | None
     by_segment: tuple[dict[str, int], ...]
     """For each segment, label to class."""
+    expert_operators: frozenset[int] = frozenset()
+    """Operators that apply weights of experts, each to its own rows, and those that only pass on
+    what such operators return: not the router, nor what sends rows to experts and mixes them."""
+
+
+def is_experts(label: str) -> bool:
+    """Whether a label is one of the classes of experts."""
+    return label.rstrip("0123456789") == EXPERTS
 
 
 def label_dimensions(analysis: FactorAnalysis, segmentation: Segmentation) -> DimensionLabels:
@@ -38,14 +57,55 @@ def label_dimensions(analysis: FactorAnalysis, segmentation: Segmentation) -> Di
     batch = _common_class(analysis, dim=0, other_than=None)
     sequence = _common_class(analysis, dim=1, other_than=batch)
     parameters = _parameter_views(analysis)
+    by_segment = tuple(
+        _label_segment(analysis, segment, batch, sequence, parameters)
+        for segment in segmentation.segments
+    )
+    experts = {
+        leaf for names in by_segment for label, leaf in names.items() if is_experts(label)
+    }
     return DimensionLabels(
         batch=batch,
         sequence=sequence,
-        by_segment=tuple(
-            _label_segment(analysis, segment, batch, sequence, parameters)
-            for segment in segmentation.segments
+        by_segment=by_segment,
+        expert_operators=frozenset(
+            op for leaf in experts for op in _expert_operators(analysis, leaf, parameters)
         ),
     )
+
+
+def _expert_operators(analysis: FactorAnalysis, experts: int, parameters: set[int]) -> set[int]:
+    """Operators that apply weights along ``experts`` or pass on what such operators return."""
+    graph = analysis.graph
+    having: list[tuple[list[int], list[int]]] = []
+    """For each operator with the class: operands that have it, and those that lack it."""
+    found: set[int] = set()
+    for op in graph.ops:
+        places = [f for f in analysis.leaf_factors[op.index] if f.dimension_class == experts]
+        inside = [
+            value
+            for position, value in enumerate(op.inputs)
+            if any(factor.operands[position] is not None for factor in places)
+        ]
+        outside = [v for v in op.inputs if v not in inside and graph.values[v].shape]
+        having.append((inside, outside))
+        weights = sum(value in parameters for value in inside)
+        is_applied = 0 < weights < len(inside) and not outside and all(map(_is_kept, places))
+        if is_applied or (places and op.forward_op in found):
+            found.add(op.index)
+    passed = {value for index in found for value in graph.ops[index].results}
+    for op in graph.ops:
+        inside, outside = having[op.index]
+        if inside and not outside and passed.issuperset(set(inside) - parameters):
+            if not parameters.issuperset(inside):
+                found.add(op.index)
+                passed.update(op.results)
+    return found
+
+
+def _is_kept(factor: LeafFactor) -> bool:
+    """Whether all results have the factor."""
+    return all(place is not None for place in factor.results)
 
 
 def _common_class(analysis: FactorAnalysis, *, dim: int, other_than: int | None) -> int | None:
@@ -81,9 +141,9 @@ def _label_segment(
     for index in segment.forward_ops:
         op = analysis.graph.ops[index]
         for factor in analysis.leaf_factors[index]:
-            if not factor.fixed:
+            if not factor.fixed or factor.variant is Variant.HALO:
                 shardable.add(factor.dimension_class)
-            kind = known.get(factor.dimension_class) or _kind(op, factor, parameters)
+            kind = known.get(factor.dimension_class) or _kind(analysis, op, factor, parameters)
             if kinds.get(factor.dimension_class, "inner") == "inner":
                 kinds[factor.dimension_class] = kind
     passing = _passing_classes(analysis, segment, parameters)
@@ -114,15 +174,19 @@ def _passing_classes(analysis: FactorAnalysis, segment: Segment, parameters: set
     }
 
 
-def _kind(op: Op, factor: LeafFactor, parameters: set[int]) -> str:
+def _kind(analysis: FactorAnalysis, op: Op, factor: LeafFactor, parameters: set[int]) -> str:
     """What one operator says about a class."""
     name = op.target.split(".")[1]
     first = factor.operands[0] if factor.operands else None
-    if factor.variant in {Variant.OFFSET, Variant.REDUCE_INSIDE}:
+    if factor.variant is Variant.HALO and factor.results[0] is not None:
+        return SPATIAL[factor.results[0][0] - len(analysis.graph.values[op.results[0]].shape)]
+    if factor.variant is Variant.OFFSET or (
+        factor.variant is Variant.REDUCE_INSIDE and "norm" not in name
+    ):
         return "vocab"
     if name.startswith("_scaled_dot_product") and first is not None and first[0] == 1:
         return "heads"
     if name == "bmm" and first is not None and first[0] == 0:
         weighted = any(value in parameters for value in op.inputs)
-        return "experts" if weighted else "heads"
+        return EXPERTS if weighted else "heads"
     return "inner"

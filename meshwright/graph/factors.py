@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from meshwright.graph.kinds import OpKinds, op_kinds
 from meshwright.graph.opgraph import Op, OpGraph
-from meshwright.graph.rules.base import OpRule, Variant
+from meshwright.graph.rules.base import Halo, OpFactor, OpRule, Variant
 from meshwright.graph.rules.table import rule_of
 
-__all__ = ["FactorAnalysis", "LeafFactor", "Place", "analyze_factors"]
+__all__ = ["FactorAnalysis", "LeafFactor", "Place", "analyze_factors", "rules_of"]
 
 Place = tuple[int, int]
 """``(dim, position)``: the position-th leaf of a dim of a value."""
@@ -34,6 +35,19 @@ class LeafFactor:
     operands: tuple[Place | None, ...]
     """Where the leaf sits in each operand."""
     results: tuple[Place | None, ...]
+    halo: Halo | None = None
+    """Of variant ``HALO``, whose size is that of the output."""
+
+    def divides(self, local_size: int, ways: int) -> bool:
+        """Whether ``local_size`` of the factor can be cut ``ways`` ways.
+
+        A halo must lie with the next neighbors.
+        """
+        if local_size % ways:
+            return False
+        if self.variant is Variant.HALO:
+            return self.halo is not None and self.halo.allows(local_size // ways)
+        return not self.fixed or self.variant is Variant.RING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,24 +149,31 @@ def _compatible(first: list[int], second: list[int]) -> bool:
     return not left and not right
 
 
+def rules_of(graph: OpGraph, kinds: OpKinds) -> tuple[tuple[OpRule, ...], tuple[str, ...]]:
+    """The rule of every operator, and the targets that have none; equal kinds share a rule."""
+    found: dict[int, OpRule] = {}
+    missing: set[str] = set()
+    for op, kind in zip(graph.ops, kinds.kind, strict=True):
+        if kind not in found:
+            found[kind], known = rule_of(op, graph.values)
+            if not known:
+                missing.add(op.target)
+    return tuple(map(found.__getitem__, kinds.kind)), tuple(sorted(missing))
+
+
 def analyze_factors(graph: OpGraph) -> FactorAnalysis:
     """Rules, leaves and dimension classes of ``graph``."""
+    rules, missing = rules_of(graph, op_kinds(graph))
     leaves = _Leaves()
     dims_of: list[tuple[tuple[int, ...], ...]] = [()] * len(graph.values)
     for item in graph.inputs:
         dims_of[item.value] = tuple(
             (leaves.new(size),) if size > 1 else () for size in graph.values[item.value].shape
         )
-    rules: list[OpRule] = []
     nodes_of_op: list[tuple[int, ...]] = []
     blocked: list[frozenset[int]] = []
-    missing: set[str] = set()
-    for op in graph.ops:
-        rule, known = rule_of(op, graph.values)
-        if not known:
-            missing.add(op.target)
+    for op, rule in zip(graph.ops, rules, strict=True):
         nodes, bad = _apply(op, rule, leaves, dims_of)
-        rules.append(rule)
         nodes_of_op.append(nodes)
         blocked.append(bad)
     value_dims = tuple(tuple(leaves.expand(dim) for dim in dims) for dims in dims_of)
@@ -164,11 +185,11 @@ def analyze_factors(graph: OpGraph) -> FactorAnalysis:
     used |= {factor.dimension_class for factors in leaf_factors for factor in factors}
     return FactorAnalysis(
         graph=graph,
-        rules=tuple(rules),
+        rules=rules,
         leaf_factors=leaf_factors,
         value_dims=value_dims,
         class_size={leaf: leaves.size[leaf] for leaf in sorted(used)},
-        operators_without_rule=tuple(sorted(missing)),
+        operators_without_rule=missing,
     )
 
 
@@ -201,6 +222,9 @@ def _leaf_factors(
     value_dims: tuple[tuple[tuple[int, ...], ...], ...],
 ) -> tuple[LeafFactor, ...]:
     expanded = [leaves.expand((node,)) for node in nodes]
+    is_whole = [
+        len(parts) == 1 and index not in bad for index, parts in enumerate(expanded)
+    ]
     operand_places = [
         _places(dims, expanded, value_dims[value])
         for value, dims in zip(op.inputs, rule.operands, strict=True)
@@ -211,8 +235,11 @@ def _leaf_factors(
     ]
     found: list[LeafFactor] = []
     for index, factor in enumerate(rule.factors):
+        keeps_halo = _keeps_halo(factor, index, is_whole)
         for part, leaf in enumerate(expanded[index]):
             key = (index, part)
+            # A halo cuts its partner, the dims with ``stride`` times as many rows, as well.
+            other = key if factor.partner is None or not keeps_halo else (factor.partner, 0)
             found.append(
                 LeafFactor(
                     dimension_class=leaf,
@@ -223,13 +250,21 @@ def _leaf_factors(
                     or (factor.variant == Variant.OFFSET and part > 0),
                     partial_results=factor.partial_results,
                     reduction=factor.reduction,
-                    variant=factor.variant,
+                    variant=factor.variant if keeps_halo else Variant.NONE,
                     averaged=factor.averaged,
-                    operands=tuple(places.get(key) for places in operand_places),
-                    results=tuple(places.get(key) for places in result_places),
+                    operands=tuple(places.get(key, places.get(other)) for places in operand_places),
+                    results=tuple(places.get(key, places.get(other)) for places in result_places),
+                    halo=factor.halo if keeps_halo else None,
                 )
             )
     return tuple(found)
+
+
+def _keeps_halo(factor: OpFactor, index: int, is_whole: list[bool]) -> bool:
+    """Whether a factor of variant ``HALO`` or ``RING`` was not split; true for all others."""
+    if factor.variant not in {Variant.HALO, Variant.RING}:
+        return True
+    return is_whole[index] and (factor.partner is None or is_whole[factor.partner])
 
 
 def _places(

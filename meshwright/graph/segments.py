@@ -10,12 +10,13 @@ of their forward operator. Equal segments (same operators, shapes and wiring) fo
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from meshwright.graph.opgraph import Arg, InputRole, Literal, Op, OpGraph, Phase, Ref
+from meshwright.graph.kinds import OpKinds, op_kinds
+from meshwright.graph.opgraph import InputRole, Op, OpGraph, Phase
 from meshwright.graph.rules.base import OpRule
 
 __all__ = ["Segment", "Segmentation", "find_segments"]
@@ -66,41 +67,44 @@ class Segmentation:
         return tuple(counts[number] for number in sorted(counts))
 
 
-def find_segments(graph: OpGraph, rules: tuple[OpRule, ...]) -> Segmentation:
-    """Cut ``graph`` into segments and fold equal ones."""
-    free = _parameter_free_values(graph, rules)
+def find_segments(
+    graph: OpGraph, rules: tuple[OpRule, ...], kinds: OpKinds | None = None
+) -> Segmentation:
+    """Cut ``graph`` into segments and fold equal ones; ``kinds`` saves finding them again."""
+    kinds = kinds or op_kinds(graph)
+    free = _parameter_free_values(graph, rules, kinds)
     main = [
         op.index
         for op in graph.ops
-        if op.phase == Phase.FORWARD and not all(value in free for value in op.results)
+        if op.phase == Phase.FORWARD and not free.issuperset(kinds.results[op.index])
     ]
     if not main:
         return Segmentation(segments=(), segment_of_op=(-1,) * len(graph.ops))
-    crossing = _crossing_counts(graph, rules, main, free)
+    crossing = _crossing_counts(graph, rules, kinds, main, free)
     heavy = [_is_heavy(graph.ops[index]) for index in main]
-    cuts = _join_light(sorted(_cut(0, len(main), crossing, heavy)), heavy)
+    cuts = _join_light(sorted(_cut(0, len(main), crossing, heavy)), heavy, _readers(graph, main))
     segment_of_op = [-1] * len(graph.ops)
     bounds = [0, *cuts, len(main)]
     for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
         for position in range(start, stop):
             segment_of_op[main[position]] = number
-    _assign_backward(graph, segment_of_op, free)
-    return _folded(graph, segment_of_op, len(bounds) - 1)
+    _assign_backward(graph, kinds, segment_of_op, free)
+    return _folded(graph, kinds, segment_of_op, len(bounds) - 1)
 
 
-def _parameter_free_values(graph: OpGraph, rules: tuple[OpRule, ...]) -> set[int]:
+def _parameter_free_values(graph: OpGraph, rules: tuple[OpRule, ...], kinds: OpKinds) -> set[int]:
     """Values computed from data, buffers and constants alone, without randomness."""
     free = {item.value for item in graph.inputs if item.role != InputRole.PARAMETER}
     updated = {output.value for output in graph.outputs if output.role == "buffer_update"}
     for op in graph.ops:
         draws = rules[op.index].random
-        if op.phase == Phase.FORWARD and not draws and all(v in free for v in op.inputs):
-            free.update(value for value in op.results if value not in updated)
+        if op.phase == Phase.FORWARD and not draws and free.issuperset(kinds.inputs[op.index]):
+            free.update(value for value in kinds.results[op.index] if value not in updated)
     return free
 
 
 def _crossing_counts(
-    graph: OpGraph, rules: tuple[OpRule, ...], main: list[int], free: set[int]
+    graph: OpGraph, rules: tuple[OpRule, ...], kinds: OpKinds, main: list[int], free: set[int]
 ) -> list[int]:
     """For each position p the number of tensors made before ``main[p]`` and read at or after it.
 
@@ -111,14 +115,14 @@ def _crossing_counts(
     born: dict[int, int] = {}
     last_use: dict[int, int] = {}
     for position, index in enumerate(main):
-        op = graph.ops[index]
-        for value in op.inputs:
+        inputs = kinds.inputs[index]
+        for value in inputs:
             if value in root:
                 last_use[root[value]] = position
-        from_parameters = all(value in parameters or value in free for value in op.inputs)
-        for value in op.results:
-            if rules[index].is_view and op.inputs and op.inputs[0] in root:
-                root[value] = root[op.inputs[0]]
+        from_parameters = all(value in parameters or value in free for value in inputs)
+        for value in kinds.results[index]:
+            if rules[index].is_view and inputs and inputs[0] in root:
+                root[value] = root[inputs[0]]
             elif rules[index].is_view and from_parameters:
                 parameters.add(value)
             else:
@@ -159,23 +163,46 @@ def _cut(start: int, stop: int, crossing: list[int], heavy: list[bool]) -> set[i
     return cuts
 
 
-def _join_light(cuts: list[int], heavy: list[bool]) -> list[int]:
+def _readers(graph: OpGraph, main: list[int]) -> list[list[int]]:
+    """For each position of ``main`` the positions that read what it makes."""
+    maker = {
+        value: position for position, index in enumerate(main) for value in graph.ops[index].results
+    }
+    found: list[list[int]] = [[] for _ in main]
+    for position, index in enumerate(main):
+        for value in graph.ops[index].inputs:
+            if value in maker:
+                found[maker[value]].append(position)
+    return found
+
+
+def _join_light(cuts: list[int], heavy: list[bool], readers: list[list[int]]) -> list[int]:
     """Drop cuts so that every piece has a heavy operator.
 
-    A light piece joins the piece after it, the last ones the piece before.
+    A light piece joins the piece after it where something there needs it, and the piece before it
+    where nothing does (the end of a branch) or nothing comes after.
     """
     kept: list[int] = []
-    start = 0
-    for cut in cuts:
-        if any(heavy[start:cut]):
-            kept.append(cut)
-            start = cut
-    if kept and not any(heavy[kept[-1] :]):
-        kept.pop()
+    light: list[tuple[int, int]] = []
+    is_first = True
+    for start, stop in itertools.pairwise([0, *cuts, len(heavy)]):
+        if not any(heavy[start:stop]):
+            light.append((start, stop))
+            continue
+        needed, first = set(range(start, stop)), start
+        for begin, end in reversed(light):
+            if any(reader in needed for p in range(begin, end) for reader in readers[p]):
+                needed.update(range(begin, end))
+                first = begin
+        if not is_first:
+            kept.append(first)
+        light, is_first = [], False
     return kept
 
 
-def _assign_backward(graph: OpGraph, segment_of_op: list[int], free: set[int]) -> None:
+def _assign_backward(
+    graph: OpGraph, kinds: OpKinds, segment_of_op: list[int], free: set[int]
+) -> None:
     """Backward operators go where their forward operator is.
 
     Sums of gradients go where the last of their operands is made.
@@ -184,33 +211,35 @@ def _assign_backward(graph: OpGraph, segment_of_op: list[int], free: set[int]) -
     last = max(segment_of_op)
     for op in graph.ops:
         if op.phase == Phase.FORWARD:
-            for value in op.results:
+            for value in kinds.results[op.index]:
                 maker[value] = segment_of_op[op.index]
             continue
         forward = -1 if op.forward_op is None else segment_of_op[op.forward_op]
         if forward < 0:
-            gradients = [maker[v] for v in op.inputs if v in maker and v not in free]
+            gradients = [maker[v] for v in kinds.inputs[op.index] if v in maker and v not in free]
             forward = min((number for number in gradients if number >= 0), default=last)
         segment_of_op[op.index] = forward
-        for value in op.results:
+        for value in kinds.results[op.index]:
             maker[value] = forward
 
 
-def _folded(graph: OpGraph, segment_of_op: list[int], num_segments: int) -> Segmentation:
+def _folded(
+    graph: OpGraph, kinds: OpKinds, segment_of_op: list[int], num_segments: int
+) -> Segmentation:
     forward: list[list[int]] = [[] for _ in range(num_segments)]
     backward: list[list[int]] = [[] for _ in range(num_segments)]
     for op in graph.ops:
         if segment_of_op[op.index] >= 0:
             side = forward if op.phase == Phase.FORWARD else backward
             side[segment_of_op[op.index]].append(op.index)
-    classes: dict[str, int] = {}
+    classes: dict[tuple[object, ...], int] = {}
     segments: list[Segment] = []
     for number in range(num_segments):
-        digest = _digest(graph, forward[number], backward[number])
+        wiring = _wiring(kinds, (*forward[number], *backward[number]))
         segments.append(
             Segment(
                 index=number,
-                segment_class=classes.setdefault(digest, len(classes)),
+                segment_class=classes.setdefault(wiring, len(classes)),
                 name=_common_path([graph.ops[index].module_path for index in forward[number]]),
                 forward_ops=tuple(forward[number]),
                 backward_ops=tuple(backward[number]),
@@ -219,34 +248,19 @@ def _folded(graph: OpGraph, segment_of_op: list[int], num_segments: int) -> Segm
     return Segmentation(segments=tuple(segments), segment_of_op=tuple(segment_of_op))
 
 
-def _digest(graph: OpGraph, forward: list[int], backward: list[int]) -> str:
+def _wiring(kinds: OpKinds, ops: Sequence[int]) -> tuple[object, ...]:
     """Equal for equal pieces: operators, arguments, wiring and shapes, no names."""
     number: dict[int, int] = {}
-    role = {item.value: item.role.value for item in graph.inputs}
-
-    def text(arg: Arg) -> str:
-        if isinstance(arg, Ref):
-            known = arg.value in number
-            index = number.setdefault(arg.value, len(number))
-            spec = graph.values[arg.value]
-            kind = role.get(arg.value, "")
-            return f"%{index}" if known else f"%{index}:{kind}{spec.shape}{spec.dtype}"
-        if isinstance(arg, tuple):
-            return "(" + ",".join(text(item) for item in arg) + ")"
-        if isinstance(arg, Literal):
-            return f"{arg.kind}:{arg.name}"
-        return repr(arg)
-
-    digest = hashlib.sha256()
-    for index in (*forward, *backward):
-        op = graph.ops[index]
-        kwargs = ",".join(f"{name}={text(arg)}" for name, arg in op.kwargs)
-        line = f"{op.target}{text(op.args)}{kwargs}"
-        for value in op.results:
-            number.setdefault(value, len(number))
-            line += f"->{graph.values[value].shape}{graph.values[value].dtype}"
-        digest.update(line.encode())
-    return digest.hexdigest()
+    return tuple(
+        [
+            (
+                kinds.kind[index],
+                tuple([number.setdefault(v, len(number)) for v in kinds.inputs[index]]),
+                tuple([number.setdefault(v, len(number)) for v in kinds.results[index]]),
+            )
+            for index in ops
+        ]
+    )
 
 
 def _common_path(paths: list[str]) -> str:

@@ -9,6 +9,7 @@ from meshwright.plans.plan import (
     SCHEMA_VERSION,
     SOURCES,
     CommunicationOptions,
+    Compression,
     GraphReference,
     JobSpec,
     Mesh,
@@ -23,12 +24,14 @@ from meshwright.plans.plan import (
     SegmentPlan,
     Stage,
 )
+from meshwright.plans.runnable import check_runnable, unrunnable_reasons
 
 __all__ = [
     "AXIS_NAMES",
     "SCHEMA_VERSION",
     "SOURCES",
     "CommunicationOptions",
+    "Compression",
     "GraphReference",
     "JobSpec",
     "Mesh",
@@ -43,10 +46,12 @@ __all__ = [
     "SegmentPlan",
     "Stage",
     "check_plan",
+    "check_runnable",
     "check_structure",
     "plan_json_schema",
     "plan_sha256",
     "plan_text",
     "read_plan",
+    "unrunnable_reasons",
     "write_plan",
 ]

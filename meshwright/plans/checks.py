@@ -9,12 +9,17 @@ memory is the cost model's business, whether the runtime carries it the lowering
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 from meshwright.errors import BadPlanFile, PlanRefused
-from meshwright.plans.plan import AXIS_NAMES, ParallelPlan, SegmentPlan
+from meshwright.plans.plan import AXIS_NAMES, ParallelPlan, ScheduleName, Stage
+from meshwright.strict_json import FieldError
 
 __all__ = ["check_plan", "check_structure"]
+
+_SHARE_ERROR = 1e-6
+"""How far from 1 shares of the batch may sum: they are written as decimals."""
 
 
 def check_plan(
@@ -56,83 +61,183 @@ def check_plan(
 def check_structure(plan: ParallelPlan) -> None:
     """Check that ``plan`` agrees with itself.
 
-    Stages number ``pp``, follow one another over all segments and hold disjoint devices, as many
-    as the mesh says; one SegmentPlan for each class, in order; ZeRO has an axis to shard over; the
-    batch divides.
+    Stages number ``pp`` (interleaved: a multiple), hold every segment once and disjoint devices, as
+    many as their mesh says; entries of segments are listed by class and name no segment twice; ZeRO
+    has an axis to shard over; the batch divides, and shares and slices make up the whole.
 
     Raises:
         BadPlanFile: it does not.
     """
-    _check_stages(plan)
-    _check_stage_devices(plan)
-    for index, segment in enumerate(plan.segments):
-        _check_segment(plan, index, segment)
-    if not plan.segments:
-        raise BadPlanFile("$.segments: empty; give one entry for each segment class")
-    _check_batch(plan)
-
-
-def _check_stages(plan: ParallelPlan) -> None:
-    if len(plan.stages) != plan.mesh.pp:
-        raise BadPlanFile(
-            f"$.stages: {len(plan.stages)} stages but mesh.pp is {plan.mesh.pp}; make them equal"
-        )
-    expected = 0
+    _check_stage_count(plan)
+    _check_stage_segments(plan)
     for index, stage in enumerate(plan.stages):
-        if stage.first_segment != expected:
+        _check_stage(plan, index, stage)
+    _check_stage_devices(plan)
+    _check_entries(plan)
+    _check_batch(plan)
+    _check_slices(plan)
+
+
+def _check_stage_count(plan: ParallelPlan) -> None:
+    count, pp = len(plan.stages), plan.mesh.pp
+    if plan.schedule is ScheduleName.INTERLEAVED:
+        if not count or count % pp:
             raise BadPlanFile(
-                f"$.stages[{index}].first_segment: must be {expected}, got {stage.first_segment}; "
-                "stages follow one another without gap or overlap"
+                f"$.stages: {count} stages but mesh.pp is {pp}; the interleaved schedule takes a "
+                "multiple of it"
             )
-        expected = stage.last_segment + 1
-    if expected != plan.model.num_segments:
+    elif count != pp:
+        raise BadPlanFile(f"$.stages: {count} stages but mesh.pp is {pp}; make them equal")
+
+
+def _check_stage_segments(plan: ParallelPlan) -> None:
+    """Every segment in exactly one stage."""
+    count = plan.model.num_segments
+    runs: list[tuple[int, int, int, str]] = []
+    for index, stage in enumerate(plan.stages):
+        own = f"$.stages[{index}].first_segment", f"$.stages[{index}].last_segment"
+        paths = [own]
+        for number in range(len(stage.branches)):
+            path = f"$.stages[{index}].branches[{number}]"
+            paths.append((f"{path}[0]", f"{path}[1]"))
+        every = ((stage.first_segment, stage.last_segment), *stage.branches)
+        for (first, last), (first_path, last_path) in zip(every, paths, strict=True):
+            if last < first:
+                raise BadPlanFile(f"{last_path}: is {last}, before the first, {first}")
+            if last >= count:
+                raise BadPlanFile(
+                    f"{last_path}: must be at most {count - 1}, the last of model.num_segments, "
+                    f"got {last}"
+                )
+            runs.append((first, last, index, first_path))
+    runs.sort()
+    expected, owner = 0, 0
+    for first, last, index, path in runs:
+        if first < expected:
+            raise BadPlanFile(
+                f"{path}: segment {first} already belongs to stage {owner}; put each segment in "
+                "one stage"
+            )
+        if first > expected:
+            break
+        expected, owner = last + 1, index
+    if expected < count:
+        raise BadPlanFile(f"$.stages: segment {expected} of {count} is in no stage; add it to one")
+
+
+def _check_stage(plan: ParallelPlan, index: int, stage: Stage) -> None:
+    for axis in stage.mesh:
+        if axis not in AXIS_NAMES:
+            known = ", ".join(AXIS_NAMES)
+            raise BadPlanFile(f"$.stages[{index}].mesh: has the unknown axis {axis!r}; use {known}")
+    sizes = plan.stage_sizes(index)
+    if stage.num_devices != math.prod(sizes.values()):
+        text = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
         raise BadPlanFile(
-            f"$.stages[{len(plan.stages) - 1}].last_segment: must be "
-            f"{plan.model.num_segments - 1}, the last of model.num_segments, got {expected - 1}"
+            f"$.stages[{index}].num_devices: must be {math.prod(sizes.values())}, the mesh of a "
+            f"stage ({text or 'all axes 1'}), got {stage.num_devices}"
+        )
+    if stage.batch_shares and not math.isclose(sum(stage.batch_shares), 1.0, abs_tol=_SHARE_ERROR):
+        raise BadPlanFile(
+            f"$.stages[{index}].batch_shares: sum to {sum(stage.batch_shares):g}; make it 1"
+        )
+    if len(stage.batch_shares) > stage.num_devices:
+        raise BadPlanFile(
+            f"$.stages[{index}].batch_shares: {len(stage.batch_shares)} hosts but the stage has "
+            f"{stage.num_devices} devices; give one share for each host of the stage"
         )
 
 
 def _check_stage_devices(plan: ParallelPlan) -> None:
-    per_stage = plan.mesh.num_devices_per_stage
+    groups = plan.stages[: plan.mesh.pp]
     for index, stage in enumerate(plan.stages):
-        if stage.num_devices != per_stage:
-            sizes = " x ".join(
-                f"{axis} {size}"
-                for axis, size in zip(AXIS_NAMES, plan.mesh.stage_shape, strict=True)
-                if size > 1
-            )
+        group = index % plan.mesh.pp
+        if stage.devices != groups[group].devices:
             raise BadPlanFile(
-                f"$.stages[{index}].num_devices: must be {per_stage}, the mesh of a stage "
-                f"({sizes or 'all axes 1'}), got {stage.num_devices}"
+                f"$.stages[{index}].first_device: the stage has devices "
+                f"{stage.devices.start}-{stage.devices.stop - 1}; interleaved, it lies on those of "
+                f"stage {group}, {groups[group].devices.start}-{groups[group].devices.stop - 1}"
             )
-    by_device = sorted(range(len(plan.stages)), key=lambda i: plan.stages[i].first_device)
+    by_device = sorted(range(len(groups)), key=lambda i: groups[i].first_device)
     for before, after in itertools.pairwise(by_device):
-        if plan.stages[after].first_device < plan.stages[before].devices.stop:
+        if groups[after].first_device < groups[before].devices.stop:
             raise BadPlanFile(
-                f"$.stages[{after}].first_device: device {plan.stages[after].first_device} "
+                f"$.stages[{after}].first_device: device {groups[after].first_device} "
                 f"already belongs to stage {before}; give each stage devices of its own"
             )
 
 
-def _check_segment(plan: ParallelPlan, index: int, segment: SegmentPlan) -> None:
-    if segment.segment_class != index:
-        raise BadPlanFile(
-            f"$.segments[{index}].segment_class: must be {index}, got {segment.segment_class}; "
-            "list every class once, in order"
-        )
-    if segment.zero_stage > 0 and plan.mesh.dp_shard == 1:
-        raise BadPlanFile(
-            f"$.segments[{index}].zero_stage: {segment.zero_stage} needs mesh.dp_shard > 1; "
-            "use 0 or shard over more devices"
-        )
+def _check_entries(plan: ParallelPlan) -> None:
+    """Entries by class, without gap."""
+    if not plan.segments:
+        raise BadPlanFile("$.segments: empty; give one entry for each segment class")
+    can_shard = any(plan.stage_sizes(i)["dp_shard"] > 1 for i in range(len(plan.stages)))
+    allowed = {0}
+    general: set[int] = set()
+    for index, entry in enumerate(plan.segments):
+        path = f"$.segments[{index}]"
+        if entry.segment_class not in allowed:
+            raise BadPlanFile(
+                f"{path}.segment_class: must be {' or '.join(map(str, sorted(allowed)))}, got "
+                f"{entry.segment_class}; list every class, in order"
+            )
+        allowed = {entry.segment_class, entry.segment_class + 1}
+        if entry.at is None and entry.segment_class in general:
+            raise BadPlanFile(
+                f"{path}.segment_class: class {entry.segment_class} has two entries without at; "
+                "say at which segments one of them holds"
+            )
+        if entry.at is None:
+            general.add(entry.segment_class)
+        if entry.zero_stage > 0 and not can_shard:
+            raise BadPlanFile(
+                f"{path}.zero_stage: {entry.zero_stage} needs mesh.dp_shard > 1; use 0 or shard "
+                "over more devices"
+            )
+    _check_runs(plan)
+
+
+def _check_runs(plan: ParallelPlan) -> None:
+    """The runs of ``at`` exist, and no two entries of a class name the same segment."""
+    count = plan.model.num_segments
+    runs: list[tuple[int, int, int, str]] = []
+    for index, entry in enumerate(plan.segments):
+        if entry.at is not None and not entry.at:
+            raise BadPlanFile(f"$.segments[{index}].at: empty; name segments, or use null for all")
+        for number, (first, last) in enumerate(entry.at or ()):
+            path = f"$.segments[{index}].at[{number}]"
+            if last < first or last >= count:
+                raise BadPlanFile(
+                    f"{path}: {first} to {last} is no run of segments; they go from 0 to "
+                    f"{count - 1}"
+                )
+            runs.append((entry.segment_class, first, last, path))
+    for before, after in itertools.pairwise(sorted(runs)):
+        if after[0] == before[0] and after[1] <= before[2]:
+            raise BadPlanFile(
+                f"{after[3]}: {before[3]} already names segment {after[1]} for class {after[0]}; "
+                "name it once"
+            )
 
 
 def _check_batch(plan: ParallelPlan) -> None:
-    ways = plan.mesh.data_parallel * plan.num_microbatches
-    if plan.job.global_batch % ways:
+    for index, stage in enumerate(plan.stages):
+        sizes = plan.stage_sizes(index)
+        data_parallel = sizes["dp_replicate"] * sizes["dp_shard"] * sizes["ep"]
+        ways = plan.num_microbatches * (1 if stage.batch_shares else data_parallel)
+        if plan.job.global_batch % ways:
+            where = f" on stage {index}" if stage.mesh else ""
+            raise BadPlanFile(
+                f"$.job.global_batch: {plan.job.global_batch} is not divisible by {ways} "
+                f"(data parallel {data_parallel} x {plan.num_microbatches} micro-batches{where})"
+            )
+
+
+def _check_slices(plan: ParallelPlan) -> None:
+    total = sum(plan.token_slices)
+    if plan.token_slices and plan.job.seq_len is not None and total != plan.job.seq_len:
         raise BadPlanFile(
-            f"$.job.global_batch: {plan.job.global_batch} is not divisible by {ways} "
-            f"(data parallel {plan.mesh.data_parallel} x {plan.num_microbatches} micro-batches)"
+            f"$.token_slices: sum to {total} but job.seq_len is {plan.job.seq_len}; make them equal"
         )
 
 
@@ -160,18 +265,22 @@ def _check_devices_exist(plan: ParallelPlan, *, num_devices: int) -> None:
 
 
 def _check_classes(plan: ParallelPlan, segment_classes: Sequence[int]) -> None:
-    planned = range(len(plan.segments))
-    for segment, segment_class in enumerate(segment_classes):
-        if segment_class not in planned:
+    for index, entry in enumerate(plan.segments):
+        if entry.segment_class not in segment_classes:
             raise PlanRefused(
-                f"$.segments: no entry for class {segment_class} (segment {segment}); add it"
+                f"$.segments[{index}]: the graph has no segment of class {entry.segment_class}; "
+                "remove it or make the plan again for this model"
             )
-    unused = sorted(set(planned) - set(segment_classes))
-    if unused:
-        raise PlanRefused(
-            f"$.segments[{unused[0]}]: the graph has no segment of class {unused[0]}; remove it "
-            "or make the plan again for this model"
-        )
+        for number, (first, last) in enumerate(entry.at or ()):
+            if entry.segment_class not in segment_classes[first : last + 1]:
+                raise PlanRefused(
+                    f"$.segments[{index}].at[{number}]: no segment from {first} to {last} is of "
+                    f"class {entry.segment_class}; remove the run or name others"
+                )
+    try:
+        plan.segment_plans(segment_classes)
+    except FieldError as error:
+        raise PlanRefused(f"$.{error.key}: {error.problem}") from None
 
 
 def _check_parameters(
@@ -188,12 +297,14 @@ def _check_parameters(
 
 
 def _check_labels(plan: ParallelPlan, known_labels: Collection[str]) -> None:
-    for index, segment in enumerate(plan.segments):
-        for axis, labels in segment.shard.items():
-            for position, label in enumerate(labels):
-                if label not in known_labels:
-                    known = ", ".join(sorted(known_labels))
-                    raise PlanRefused(
-                        f"$.segments[{index}].shard.{axis}[{position}]: the graph has no dimension "
-                        f"class {label!r}; it has {known}"
-                    )
+    for index, entry in enumerate(plan.segments):
+        shards = {"shard": entry.shard}
+        shards |= {f"operators.{number}": own for number, own in entry.operators.items()}
+        for field, shard in shards.items():
+            for axis, labels in shard.items():
+                for position, label in enumerate(labels):
+                    if label not in known_labels:
+                        raise PlanRefused(
+                            f"$.segments[{index}].{field}.{axis}[{position}]: the graph has no "
+                            f"dimension class {label!r}; it has {', '.join(sorted(known_labels))}"
+                        )

@@ -79,11 +79,11 @@ def write_plan(plan: ParallelPlan, path: str | os.PathLike[str]) -> None:
 def plan_sha256(plan: ParallelPlan) -> str:
     """Hash of what the plan decides, in hexadecimal.
 
-    Left out is what changes no execution: the prediction, the provenance, the name the user gave
-    the model (its graph is hashed) and the names of segments.
+    Left out is what changes no execution: the prediction, the provenance, what the runtime cannot
+    carry yet, the name the user gave the model (its graph is hashed) and the names of segments.
     """
     plain: dict[str, Any] = msgspec.to_builtins(plan)
-    del plain["prediction"], plain["provenance"], plain["model"]["reference"]
+    del plain["prediction"], plain["provenance"], plain["model"]["reference"], plain["unrunnable"]
     for segment in plain["segments"]:
         del segment["name"]
     return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()

@@ -236,17 +236,22 @@ class SegmentPlan(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ``dp_shard``."""
     recompute: Recompute = Recompute.NONE
     operators: dict[str, dict[str, list[str]]] = {}
-    """Exceptions from ``shard``: number of an operator within the segment (its place among the
-    segment's operators, forward and backward, in execution order) to axis to labels; an axis it
-    does not name follows ``shard``, an empty list replicates."""
+    """Exceptions from ``shard``: number of an operator within the segment (its position, from 0, in
+    the segment's forward operators followed by its backward operators, each in execution order)
+    to axis to labels; an axis it does not name follows ``shard``, an empty list replicates."""
     offload: bool = False
     """Optimizer state lives in the host's memory, where the optimizer steps."""
+
+    @property
+    def operators_by_number(self) -> dict[int, dict[str, list[str]]]:
+        """``operators`` with numbers for keys."""
+        return {int(number): shard for number, shard in self.operators.items()}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_shard("shard", self.shard)
         for number, shard in self.operators.items():
-            if not number.isdecimal():
+            if not number.isdecimal() or str(int(number)) != number:
                 raise FieldError("operators", f"has the key {number!r}; use an operator's number")
             _check_shard(f"operators.{number}", shard)
 
@@ -376,6 +381,17 @@ class ParallelPlan(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True)
     prediction: Prediction | None = None
     provenance: Provenance
 
+    def stage_sizes(self, stage: int) -> dict[str, int]:
+        """Size of each of ``AXIS_NAMES`` on a stage."""
+        sizes = dict(zip(AXIS_NAMES, self.mesh.stage_shape, strict=True))
+        return {axis: self.stages[stage].mesh.get(axis, size) for axis, size in sizes.items()}
+
+    @property
+    def stage_of_segment(self) -> tuple[int, ...]:
+        """Stage of each segment; ``check_structure`` says whether each is in exactly one."""
+        stages = {segment: i for i, stage in enumerate(self.stages) for segment in stage.segments}
+        return tuple(stages[segment] for segment in sorted(stages))
+
     def segment_plans(self, segment_classes: Sequence[int]) -> tuple[SegmentPlan, ...]:
         """What each segment does.
 
@@ -390,18 +406,26 @@ class ParallelPlan(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True)
         for entry in self.segments:
             if entry.at is None:
                 if entry.segment_class in general:
-                    raise FieldError("segments", f"class {entry.segment_class} has two entries")
+                    raise FieldError(
+                        "segments", f"have two entries without at for class {entry.segment_class}"
+                    )
                 general[entry.segment_class] = entry
                 continue
             for number in (n for first, last in entry.at for n in range(first, last + 1)):
-                if number >= len(segment_classes) or number in special:
-                    raise FieldError("segments", f"segment {number} has two entries or is none")
-                if segment_classes[number] == entry.segment_class:
-                    special[number] = entry
-        found = []
+                if number >= len(segment_classes):
+                    raise FieldError("segments", f"name segment {number}; the graph has none such")
+                if segment_classes[number] != entry.segment_class:
+                    continue
+                if number in special:
+                    raise FieldError("segments", f"have two entries for segment {number}")
+                special[number] = entry
+        found: list[SegmentPlan] = []
         for number, segment_class in enumerate(segment_classes):
-            entry = special.get(number) or general.get(segment_class)
-            if entry is None:
-                raise FieldError("segments", f"class {segment_class} has no entry")
-            found.append(entry)
+            own = special.get(number) or general.get(segment_class)
+            if own is None:
+                raise FieldError(
+                    "segments",
+                    f"have no entry for class {segment_class} (segment {number}); add it",
+                )
+            found.append(own)
         return tuple(found)

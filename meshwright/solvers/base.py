@@ -11,6 +11,8 @@ from meshwright.cluster.model import Cluster
 from meshwright.cost.model import AnalyticCostModel
 from meshwright.cost.step import StepCost
 from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan
+from meshwright.solvers.decision import Skeleton, Strategy
+from meshwright.solvers.pins import NO_PINS, Pins
 
 __all__ = ["Candidate", "Progress", "Proposer", "SearchContext", "SolveResult", "SolveStatus"]
 
@@ -46,7 +48,21 @@ class SearchContext:
     """Samples that the batch axes may divide; 1 where the data have no batch."""
     can_split_step: bool
     """Micro-batches give the same loss as the whole batch."""
+    pins: Pins = NO_PINS
+    """What the user has decided."""
+    allow_unrunnable: bool = False
+    """Plans the runtime cannot carry yet may win."""
+    seed: int = 0
+    """Of searches that draw lots."""
     progress: Progress | None = field(default=None, compare=False)
+
+    def allows(self, skeleton: Skeleton) -> bool:
+        """Whether plans on the skeleton can respect the user's pins."""
+        return self.pins.allows_skeleton(skeleton)
+
+    def allows_strategy(self, strategy: Strategy) -> bool:
+        """Whether a segment may use the strategy, by the user's pins."""
+        return self.pins.allows_strategy(strategy)
 
     def report(self, text: str) -> None:
         """Tell whoever listens."""

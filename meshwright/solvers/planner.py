@@ -12,15 +12,16 @@ import msgspec
 from meshwright.cluster.model import Cluster
 from meshwright.cost.model import AnalyticCostModel
 from meshwright.errors import BadModel, BadRequest, PlanRefused
-from meshwright.graph.dimensions import DimensionLabels, label_dimensions
-from meshwright.graph.factors import FactorAnalysis, analyze_factors
+from meshwright.graph.analyzed import analyze_graph
+from meshwright.graph.dimensions import DimensionLabels
+from meshwright.graph.factors import FactorAnalysis
 from meshwright.graph.opgraph import InputRole, OpGraph
-from meshwright.graph.segments import find_segments
 from meshwright.graph.serialize import graph_sha256
 from meshwright.graph.simplify import with_explicit_factories
 from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan
 from meshwright.solvers.base import Candidate, Progress, Proposer, SearchContext
 from meshwright.solvers.exhaustive import Exhaustive
+from meshwright.solvers.pins import NO_PINS, Pins
 from meshwright.solvers.portfolio import PortfolioResult, run_portfolio
 from meshwright.solvers.rules import RULES
 from meshwright.solvers.space import UniformChoice, table_of
@@ -85,6 +86,9 @@ def plan_graph(
     cluster_name: str | None = None,
     proposers: Sequence[Proposer] = (),
     budget_s: float | None = None,
+    pins: Pins = NO_PINS,
+    allow_unrunnable: bool = False,
+    seed: int = 0,
 ) -> PlanningResult:
     """The fastest plan that fits, by the analytic model.
 
@@ -100,9 +104,13 @@ def plan_graph(
         cluster_name: how the plan names the cluster; the cluster's own name by default.
         proposers: further solvers, asked after the rules and the enumeration.
         budget_s: seconds after which the search returns what it has.
+        pins: what the user has decided.
+        allow_unrunnable: a plan the runtime cannot carry yet may win.
+        seed: of searches that draw lots.
 
     Raises:
-        BadRequest: the graph's batch is not the job's, or the level is unknown.
+        BadRequest: a pin fits nothing in the model or cluster, the graph's batch is not the
+            job's, or the level is unknown.
         BadModel: the graph has nothing to parallelize.
         NoFeasiblePlan: nothing fits.
     """
@@ -115,6 +123,12 @@ def plan_graph(
         level=level,
         progress=progress,
         cluster_name=cluster_name,
+    )
+    context = replace(context, pins=pins, allow_unrunnable=allow_unrunnable, seed=seed)
+    pins.check(
+        cluster=cluster,
+        names=[segment.name for segment in context.model.segmentation.segments],
+        known_labels={label for names in context.model.labels.by_segment for label in names},
     )
     result = run_portfolio(
         context,
@@ -139,13 +153,14 @@ def make_context(
     if level not in _LEVELS:
         raise BadRequest(f"level {level!r} is unknown; use {' or '.join(_LEVELS)}")
     sha256 = graph_sha256(graph)
-    analysis = analyze_factors(with_explicit_factories(graph))
-    segmentation = find_segments(analysis.graph, analysis.rules)
+    found = analyze_graph(with_explicit_factories(graph))
+    analysis, segmentation, labels = found.analysis, found.segmentation, found.labels
     if not segmentation.segments:
         raise BadModel(f"{reference}: no operator depends on a parameter; there is nothing to plan")
-    labels = label_dimensions(analysis, segmentation)
     batch = _checked_batch(analysis, labels, reference, job)
-    model = AnalyticCostModel(analysis, segmentation, labels, cluster=cluster, job=job)
+    model = AnalyticCostModel(
+        analysis, segmentation, labels, cluster=cluster, job=job, periods=found.periods
+    )
     context = SearchContext(
         model=model,
         reference=GraphReference(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 
 from meshwright import __version__
@@ -220,12 +221,13 @@ def plan_of(context: SearchContext, choice: UniformChoice, *, solver: str) -> Pa
             meshwright_version=__version__,
             solver=solver,
             level=context.level,
-            torch_version=_torch_version(),
+            torch_version=torch_version(),
         ),
     )
 
 
-def _torch_version() -> str:
+@cache
+def torch_version() -> str:
     """Of the installed torch, without importing it."""
     try:
         return metadata.version("torch")

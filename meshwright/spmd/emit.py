@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from meshwright.errors import PlanRefused
 from meshwright.graph.opgraph import Arg, Op, Ref, refs_in
 from meshwright.graph.rules.base import LocalArgKind, Variant
 from meshwright.spmd.body import Body
 from meshwright.spmd.expansions import EXPANSIONS, InsideReduction
-from meshwright.spmd.layout import Layout
+from meshwright.spmd.layout import Layout, order_axes
 from meshwright.spmd.program import CollectiveKind, CoordinateInt, LocalArg
 from meshwright.spmd.redistribute import Step, StepKind
 from meshwright.spmd.sharded import ConvertNode, OpNode, ShardedGraph
@@ -36,10 +37,17 @@ class Emitter:
         axes_of: dict[int, tuple[str, ...]] = {}
         for axis, index in node.choice:
             axes_of[index] = (*axes_of.get(index, ()), axis)
+        exchanged = [i for i in axes_of if factors[i].variant in {Variant.HALO, Variant.RING}]
+        if exchanged:
+            raise PlanRefused(
+                f"operator {op.target} in {op.module_path or 'the model'} is cut along "
+                f"{'+'.join(axes_of[exchanged[0]])} with a {factors[exchanged[0]].variant}, which "
+                "the runtime does not exchange; cut another dimension"
+            )
         inside = [i for i in axes_of if factors[i].variant == Variant.REDUCE_INSIDE]
         offset = [i for i in axes_of if factors[i].variant == Variant.OFFSET]
         if inside:
-            axes = axes_of[inside[0]]
+            axes = order_axes(axis for index in inside for axis in axes_of[index])
             reduction = InsideReduction(axes=axes, ways=self._specs.ways(axes), cause="inside")
             return EXPANSIONS[op.target](body, op, operands, reduction)
         flop = op.flop // math.prod(self._specs.ways((axis,)) for axis, _ in node.choice)

@@ -70,3 +70,6 @@ class ShardedGraph:
     outputs: tuple[tuple[int, ...], ...]
     """For each graph output its sharded value, in the layout it leaves in; a gradient has one for
     each use of its parameter (the terms of its sum, so that stages can hold them apart)."""
+    marks: tuple[tuple[int, int], ...] = ()
+    """How many nodes and values there were before each input, each operator and each output of the
+    graph, in this order, and at the end of them. Parameters that nothing uses come behind."""

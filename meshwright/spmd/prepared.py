@@ -11,14 +11,16 @@ from meshwright.graph.opgraph import OpGraph
 from meshwright.graph.segments import Segmentation, find_segments
 from meshwright.graph.serialize import graph_sha256
 from meshwright.graph.simplify import with_explicit_factories
-from meshwright.plans.plan import AXIS_NAMES, ParallelPlan
+from meshwright.plans.plan import AXIS_NAMES, ParallelPlan, SegmentPlan
+from meshwright.plans.runnable import check_runnable
 from meshwright.spmd.layout import MICRO
 from meshwright.spmd.lower import lower, lower_stage
 from meshwright.spmd.program import StageProgram
 from meshwright.spmd.sharded import OpNode, ShardedGraph, shard_graph
 from meshwright.spmd.stage import SegmentChoices
+from meshwright.strict_json import FieldError
 
-__all__ = ["PreparedGraph", "lower_plan", "prepare", "shard_plan"]
+__all__ = ["PreparedGraph", "lower_plan", "prepare", "segment_entries", "shard_plan"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,18 @@ def prepare(graph: OpGraph) -> PreparedGraph:
     )
 
 
+def segment_entries(prepared: PreparedGraph, plan: ParallelPlan) -> tuple[SegmentPlan, ...]:
+    """What ``plan`` says of each segment.
+
+    Raises:
+        PlanRefused: it says nothing of one, or two things.
+    """
+    try:
+        return plan.segment_plans([s.segment_class for s in prepared.segmentation.segments])
+    except FieldError as error:
+        raise PlanRefused(f"$.{error.key}: {error.problem}; plan again for this model") from error
+
+
 def shard_plan(prepared: PreparedGraph, plan: ParallelPlan) -> ShardedGraph:
     """Every placement and redistribution of ``plan``.
 
@@ -60,11 +74,13 @@ def shard_plan(prepared: PreparedGraph, plan: ParallelPlan) -> ShardedGraph:
             f"{prepared.sha256[:12]}; plan again for this model, batch and sequence length"
         )
     sizes = dict(zip(AXIS_NAMES, plan.mesh.stage_shape, strict=True))
+    entries = segment_entries(prepared, plan)
     sharded = shard_graph(
         prepared.analysis,
         prepared.segmentation,
         prepared.labels,
-        shards=[segment.shard for segment in plan.segments],
+        shards=[entry.shard for entry in entries],
+        operators=[entry.operators_by_number for entry in entries],
         axis_sizes={**sizes, MICRO: plan.num_microbatches},
     )
     used = {axis for node in sharded.nodes if isinstance(node, OpNode) for axis, _ in node.choice}
@@ -84,20 +100,15 @@ def lower_plan(
     """The programs of all stages of ``plan``, or of one.
 
     Raises:
-        PlanRefused: as ``shard_plan``, or a stage boundary no program can carry.
+        PlanRefused: as ``shard_plan``, a choice the runtime cannot carry, or stages whose order
+            is not that of the values that pass between them.
     """
+    check_runnable(plan)
     sharded = shard_plan(prepared, plan)
-    stage_of_segment = [
-        number
-        for number, part in enumerate(plan.stages)
-        for _ in range(part.first_segment, part.last_segment + 1)
-    ]
+    stage_of_segment = plan.stage_of_segment
     choices = [
-        SegmentChoices(
-            zero_stage=plan.segments[segment.segment_class].zero_stage,
-            recompute=plan.segments[segment.segment_class].recompute,
-        )
-        for segment in prepared.segmentation.segments
+        SegmentChoices(zero_stage=entry.zero_stage, recompute=entry.recompute)
+        for entry in segment_entries(prepared, plan)
     ]
     bucket_bytes = plan.communication.bucket_bytes
     if stage is None:

@@ -54,6 +54,11 @@ class CollectiveKind(StrEnum):
     """``(group n, ...)`` to ``(n, ...)``."""
     ALL_TO_ALL = "all_to_all"
     """``(group n, ...)`` to the same shape, block i going to rank i."""
+    HALO = "halo"
+    """Rows for both neighbors, inside an operator; the runtime lacks it."""
+    RING = "ring"
+    """Blocks passed on from rank to rank until each was everywhere, beside the operator's work;
+    the runtime lacks it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,10 @@ The same pass serves the cost model, which prices the nodes, and the lowering, w
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from meshwright.errors import PlanRefused
-from meshwright.graph.dimensions import BATCH, SEQUENCE, DimensionLabels
+from meshwright.graph.dimensions import DimensionLabels
 from meshwright.graph.factors import FactorAnalysis, LeafFactor
 from meshwright.graph.opgraph import GraphOutput, InputRole, Op, OutputRole, Phase
 from meshwright.graph.rules.base import Variant
@@ -25,6 +24,8 @@ from meshwright.spmd.draws import check_draws
 from meshwright.spmd.layout import ALL_AXES, MICRO, Layout
 from meshwright.spmd.nodes import ConvertNode, Node, OpNode, ShardedGraph, ShardedPhase
 from meshwright.spmd.redistribute import Step, StepKind, communicates_over_micro, plan_steps
+from meshwright.spmd.terms import gradient_terms
+from meshwright.spmd.wanted import Shard, fits, readers_of_parameter_views, wanted_classes
 
 __all__ = ["ConvertNode", "Node", "OpNode", "ShardedGraph", "ShardedPhase", "shard_graph"]
 
@@ -34,7 +35,8 @@ def shard_graph(
     segmentation: Segmentation,
     labels: DimensionLabels,
     *,
-    shards: Sequence[Mapping[str, Sequence[str]]],
+    shards: Sequence[Shard],
+    operators: Sequence[Mapping[int, Shard]] = (),
     axis_sizes: Mapping[str, int],
 ) -> ShardedGraph:
     """Choose every operator's sharding and place the redistributions.
@@ -43,13 +45,17 @@ def shard_graph(
         analysis: rules and classes of the graph.
         segmentation: its segments.
         labels: what the classes are called in each segment.
-        shards: for each segment class, mesh axis to wanted labels, most wanted first.
+        shards: for each segment, mesh axis to wanted labels, most wanted first.
+        operators: for each segment, exceptions: number of an operator, its position in the
+            segment's forward and then backward operators, to labels that stand for those of
+            ``shards`` on the axes it names. Empty: no segment has any.
         axis_sizes: devices along each mesh axis, and ``micro``: the number of micro-batches.
 
     Raises:
-        PlanRefused: a label is unknown, or the loss is not a sum over micro-batches.
+        PlanRefused: a label or operator number is unknown, or the loss is not a sum over
+            micro-batches.
     """
-    return _Pass(analysis, segmentation, labels, shards, axis_sizes).run()
+    return _Pass(analysis, segmentation, labels, shards, operators, axis_sizes).run()
 
 
 class _Pass:
@@ -60,7 +66,8 @@ class _Pass:
         analysis: FactorAnalysis,
         segmentation: Segmentation,
         labels: DimensionLabels,
-        shards: Sequence[Mapping[str, Sequence[str]]],
+        shards: Sequence[Shard],
+        operators: Sequence[Mapping[int, Shard]],
         axis_sizes: Mapping[str, int],
     ) -> None:
         self.analysis = analysis
@@ -72,6 +79,7 @@ class _Pass:
         self.layouts: list[Layout] = []
         self.producer: list[int] = []
         self.nodes: list[Node] = []
+        self.marks: list[tuple[int, int]] = []
         self.current: dict[int, int] = {}
         self.whole: dict[int, int] = {}
         """Prologue versions of values: not cut into micro-batches."""
@@ -80,13 +88,12 @@ class _Pass:
         self.converted: dict[tuple[int, Layout, int, ShardedPhase], int] = {}
         self.waiting_parameters = {item.value for item in self.graph.parameters}
         self.parameter_values = {item.name: item.value for item in self.graph.parameters}
-        self.uses = Counter(value for op in self.graph.ops for value in op.inputs)
-        self.uses.update(output.value for output in self.graph.outputs)
+        self.gradients = gradient_terms(self.graph)
+        self.view_readers = readers_of_parameter_views(analysis)
         self.makers = {value: op for op in self.graph.ops for value in op.results}
-        self.wanted = [
-            self._classes_of(segment.segment_class, names, shards)
-            for segment, names in zip(segmentation.segments, labels.by_segment, strict=True)
-        ]
+        self.wanted = wanted_classes(
+            segmentation, labels, shards=shards, operators=operators, axes=self.axes
+        )
         free: dict[str, list[int]] = {}
         for axis in self.axes:
             if axis in {"dp_replicate", "dp_shard", "ep", MICRO} and labels.batch is not None:
@@ -96,42 +103,26 @@ class _Pass:
         self.wanted_free = free
         self.depends_on_data = {item.value for item in self.graph.inputs_of(InputRole.DATA)}
 
-    def _classes_of(
-        self,
-        segment_class: int,
-        names: Mapping[str, int],
-        shards: Sequence[Mapping[str, Sequence[str]]],
-    ) -> dict[str, list[int]]:
-        wanted: dict[str, list[int]] = {}
-        for axis in self.axes:
-            listed = [BATCH] if axis == MICRO else shards[segment_class].get(axis, ())
-            known = []
-            for label in listed:
-                if label in names:
-                    known.append(names[label])
-                elif label not in {BATCH, SEQUENCE}:
-                    raise PlanRefused(
-                        f"segment class {segment_class}: axis {axis} shards unknown dimension "
-                        f"class {label!r}; it has {', '.join(sorted(names))}"
-                    )
-            wanted[axis] = known
-        return wanted
-
     def run(self) -> ShardedGraph:
         for item in self.graph.inputs:
+            self._mark()
             if item.role == InputRole.DATA:
                 self.inputs[item.value] = self._new(item.value, self._data_layout(item.value), -1)
             elif item.role != InputRole.PARAMETER:
                 self.inputs[item.value] = self._new(item.value, Layout(), -1)
         self.current.update(self.inputs)
         for op in self.graph.ops:
+            self._mark()
+            if op.index in self.gradients.additions:
+                continue
             segment = self.segmentation.segment_of_op[op.index]
             if segment < 0:
                 self._visit_free(op)
             else:
                 phase = ShardedPhase.FORWARD if op.phase == Phase.FORWARD else ShardedPhase.BACKWARD
-                self._visit(op, segment, phase, self.wanted[segment])
+                self._visit(op, segment, phase, self._wanted_of(op, segment))
         outputs = tuple(self._finish(output) for output in self.graph.outputs)
+        self._mark()
         for value in sorted(self.waiting_parameters):
             self.inputs[value] = self._new(value, Layout(), -1)
         return ShardedGraph(
@@ -145,7 +136,11 @@ class _Pass:
             inputs=self.inputs,
             prologue_inputs=self.prologue_inputs,
             outputs=outputs,
+            marks=tuple(self.marks),
         )
+
+    def _mark(self) -> None:
+        self.marks.append((len(self.nodes), len(self.layouts)))
 
     def _new(self, value: int, layout: Layout, producer: int) -> int:
         self.graph_value.append(value)
@@ -278,6 +273,19 @@ class _Pass:
         self.current[value] = self._new(value, Layout.of(shards, partial), len(self.nodes))
         return self.current[value]
 
+    def _wanted_of(self, op: Op, segment: int) -> Mapping[str, Sequence[int]]:
+        """What ``op`` is to be sharded along; a view of a parameter like what reads it first."""
+        if op.index not in self.view_readers:
+            return self.wanted.of(op.index, segment)
+        index, position = self.view_readers[op.index]
+        wanted = self.wanted.of(index, self.segmentation.segment_of_op[index])
+        factors = self.analysis.leaf_factors[index]
+        return {
+            axis: [factors[factor].dimension_class]
+            for axis, factor in self._choose(self.graph.ops[index], wanted).items()
+            if factors[factor].operands[position] is not None
+        }
+
     def _choose(self, op: Op, wanted: Mapping[str, Sequence[int]]) -> dict[str, int]:
         """For each axis the leaf factor it shards."""
         factors = self.analysis.leaf_factors[op.index]
@@ -289,9 +297,8 @@ class _Pass:
                 able = [
                     index
                     for index, factor in enumerate(factors)
-                    if factor.dimension_class == dimension_class
-                    and not factor.fixed
-                    and left[index] % ways == 0
+                    if fits(factor, dimension_class)
+                    and factor.divides(left[index], ways)
                     and not (axis == MICRO and factor.variant == Variant.REDUCE_INSIDE)
                 ]
                 if able:
@@ -348,9 +355,13 @@ class _Pass:
         if self._is_prologue(source):
             segment, phase = -1, ShardedPhase.PROLOGUE
         key = (source, layout, segment, phase)
-        if key in self.converted:
-            return self.converted[key]
         steps = plan_steps(self.layouts[source], layout)
+        # Exchanged values are no larger than what they are made of: backward finds them kept,
+        # while what is gathered is gathered again.
+        kept = (source, layout, segment, ShardedPhase.FORWARD)
+        for made in (key, kept) if {s.kind for s in steps} == {StepKind.ALL_TO_ALL} else (key,):
+            if made in self.converted:
+                return self.converted[made]
         if communicates_over_micro(steps):
             raise PlanRefused(self._micro_message(op))
         seen = self._seen_through_view(source, layout, steps, segment, phase)
@@ -383,7 +394,8 @@ class _Pass:
             or not self.analysis.rules[node.op].is_view
             or len(node.operands) != 1
             or layout.partial
-            or any(step.kind != StepKind.ALL_GATHER for step in steps)
+            or len({step.kind for step in steps}) != 1
+            or steps[0].kind not in {StepKind.ALL_GATHER, StepKind.ALL_TO_ALL}
         ):
             return None
         factors = self.analysis.leaf_factors[node.op]
@@ -435,13 +447,14 @@ class _Pass:
         The loss leaves whole but for micro-batches; a gradient leaves cut like its parameter,
         partial where the reduction is still to come.
         """
+        self._mark()
         value = output.value
         if value in self.waiting_parameters:
             self.waiting_parameters.discard(value)
             self.inputs[value] = self.current[value] = self._new(value, Layout(), -1)
         if output.role == OutputRole.GRADIENT:
             stored = self.layouts[self.inputs[self.parameter_values[output.name]]]
-            return self._finish_gradient(self._terms(value), stored)
+            return self._finish_gradient(self.gradients.of_value[value], stored)
         layout = self.layouts[self._current(value)]
         maker = self.makers.get(value)
         segment = -1 if maker is None else self.segmentation.segment_of_op[maker.index]
@@ -454,21 +467,7 @@ class _Pass:
         target = Layout.of({} if whole else dict(layout.shards), kept)
         return (self._convert(value, target, segment, ShardedPhase.FORWARD, maker),)
 
-    def _terms(self, value: int) -> list[int]:
-        """The values whose sum a gradient is, where autograd added one for each use."""
-        op = self.makers.get(value)
-        if (
-            op is None
-            or op.target != "aten.add.Tensor"
-            or op.forward_op is not None
-            or len(op.inputs) != 2
-            or op.kwargs
-            or self.uses[value] > 1
-        ):
-            return [value]
-        return [term for operand in op.inputs for term in self._terms(operand)]
-
-    def _finish_gradient(self, terms: list[int], stored: Layout) -> tuple[int, ...]:
+    def _finish_gradient(self, terms: Sequence[int], stored: Layout) -> tuple[int, ...]:
         """All terms cut like the parameter, and partial over the same axes."""
         partials = [dict(self.layouts[self._current(term)].partial) for term in terms]
         common = {

@@ -64,7 +64,7 @@ def lowered(context: SearchContext, plan: ParallelPlan) -> tuple[StageProgram, .
         model.analysis,
         model.segmentation,
         model.labels,
-        shards=[segment.shard for segment in plan.segments],
+        shards=[entry.shard for entry in plan.segment_plans(model.segment_classes)],
         axis_sizes={**choice.split.sizes, MICRO: plan.num_microbatches},
     )
     return lower(

@@ -119,9 +119,10 @@ def test_one_table_serves_every_split_of_the_batch() -> None:
     context = context_of(tiny_gpt(), "cpu:8", 16)
     model = context.model
     plan = uniform_plan(context, dp_shard=4, tp=2, num_microbatches=4, zero_stage=1)
-    shards = [segment.shard for segment in plan.segments]
+    shards = [entry.shard for entry in plan.segment_plans(model.segment_classes)]
     sizes = {"dp_shard": 4, "tp": 2, "micro": 4}
     from meshwright.cost.model import choice_of
+    from meshwright.cost.columns import columns_of
     from meshwright.cost.table import CostTable
     from meshwright.spmd.sharded import shard_graph
 
@@ -129,7 +130,7 @@ def test_one_table_serves_every_split_of_the_batch() -> None:
         model.analysis, model.segmentation, model.labels, shards=shards, axis_sizes=sizes
     )
     exact = model.pricer.price(
-        CostTable(sharded, scaled=False, is_rounded=False),
+        CostTable(columns_of(sharded, scaled=False), is_rounded=False),
         choice_of(plan, model.segment_classes),
     )
     general = model.cost(plan)

@@ -32,6 +32,7 @@ RECIPES: dict[str, Recipe] = {
     "tp2 selective": Recipe({"tp": 2}, {"tp": TENSOR}, recompute=Recompute.SELECTIVE),
     "sp2 full": Recipe({"tp": 2}, {"tp": SEQUENCE}, recompute=Recompute.FULL),
     "cp2": Recipe({"cp": 2}, {"cp": ("sequence",)}),
+    "cp2 ulysses full": Recipe({"cp": 2}, {"cp": ("sequence", "heads")}, recompute=Recompute.FULL),
     "ep2": Recipe({"ep": 2}, {"ep": EXPERTS}),
     "ep2 micro2": Recipe({"ep": 2}, {"ep": EXPERTS}, micro=2),
     "pp2": Recipe({"pp": 2}),
@@ -78,7 +79,7 @@ RECIPES: dict[str, Recipe] = {
 
 MICRO_BATCHED = frozenset(name for name, recipe in RECIPES.items() if recipe.micro > 1)
 
-_NO_SEQUENCE = frozenset({"cp2"})
+_NO_SEQUENCE = frozenset({"cp2", "cp2 ulysses full"})
 """Dim 1 of images is the channels: 3, which two ranks cannot share."""
 
 REFUSED: dict[str, frozenset[str]] = {

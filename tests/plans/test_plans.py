@@ -71,11 +71,34 @@ def test_order_of_free_keys_changes_no_text() -> None:
         ("segments.0.shard.tp", 3, "$.segments[0].shard.tp: expected array, got int"),
         ("segments.0.shard.xp", ["a"], "$.segments[0].shard: has the unknown axis 'xp'"),
         ("segments.0.shard.[ ]", [1], '$.segments[0].shard["[ ]"][0]: expected str, got int'),
-        ("segments.1.segment_class", 0, "$.segments[1].segment_class: must be 1, got 0"),
+        ("segments.1.segment_class", 0, "$.segments[1].segment_class: class 0 has two entries"),
+        ("segments.1.segment_class", 2, "$.segments[1].segment_class: must be 0 or 1, got 2"),
+        ("segments.0.segment_class", 1, "$.segments[0].segment_class: must be 0, got 1"),
         ("segments.0.zero_stage", 4, "$.segments[0].zero_stage: expected int <= 3, got 4"),
         ("stages.1.last_segment", 0, "$.stages[1].last_segment: is 0, before first_segment 2"),
-        ("stages.1.last_segment", 3, "$.stages[1].last_segment: must be 2"),
-        ("stages.1.first_segment", 1, "$.stages[1].first_segment: must be 2, got 1"),
+        ("stages.1.last_segment", 3, "$.stages[1].last_segment: must be at most 2"),
+        ("stages.1.first_segment", 1, "$.stages[1].first_segment: segment 1 already belongs to"),
+        ("model.num_segments", 2**62, "$.stages: segment 3 of 4611686018427387904 is in no stage"),
+        ("stages.0.branches", [[1, 1]], "$.stages[0].branches[0][0]: segment 1 already belongs"),
+        ("stages.0.branches", [[2, 1]], "$.stages[0].branches[0][1]: is 1, before the first, 2"),
+        ("stages.0.branches", [[3, 3]], "$.stages[0].branches[0][1]: must be at most 2"),
+        ("stages.0.branches", [[2, 2]], "$.stages[1].first_segment: segment 2 already belongs to"),
+        ("stages.0.last_segment", 0, "$.stages: segment 1 of 3 is in no stage"),
+        ("stages.0.mesh", {"pp": 1}, "$.stages[0].mesh: has the unknown axis 'pp'"),
+        ("stages.0.mesh", {"tp": 4}, "$.stages[0].num_devices: must be 8, the mesh of a stage"),
+        ("stages.0.batch_shares", [0.5, 0.4], "$.stages[0].batch_shares: sum to 0.9; make it 1"),
+        ("stages.0.batch_shares", [0.2] * 5, "$.stages[0].batch_shares: 5 hosts but the stage has"),
+        ("token_slices", [64, 32], "$.token_slices: sum to 96 but job.seq_len is 128"),
+        ("token_slices", [0, 128], "$.token_slices[0]: expected int >= 1"),
+        ("segments.0.at", [], "$.segments[0].at: empty; name segments"),
+        ("segments.0.at", [[0, 3]], "$.segments[0].at[0]: 0 to 3 is no run of segments"),
+        ("segments.0.at", [[1, 0]], "$.segments[0].at[0]: 1 to 0 is no run of segments"),
+        ("segments.0.at", [[0, 1], [1, 1]], "$.segments[0].at[1]: $.segments[0].at[0] already"),
+        ("segments.0.operators", {"1st": {}}, "$.segments[0].operators: has the key '1st'"),
+        ("segments.0.operators", {"01": {}}, "$.segments[0].operators: has the key '01'"),
+        ("segments.0.operators", {"1": {"x": []}}, "operators.1: has the unknown axis 'x'"),
+        ("segments.0.offload", 1, "$.segments[0].offload: expected bool, got int"),
+        ("communication.pipeline", "zip", "$.communication.pipeline: invalid enum value 'zip'"),
         ("stages.1.first_device", 3, "$.stages[1].first_device: device 3 already belongs to stage"),
         ("stages.1.num_devices", 2, "$.stages[1].num_devices: must be 4, the mesh of a stage"),
         ("mesh.pp", 3, "$.stages: 2 stages but mesh.pp is 3"),
@@ -188,7 +211,7 @@ GRAPH: dict[str, Any] = {"num_devices": 8, "num_segments": 3, "segment_classes":
     [
         ({"num_devices": 7}, r"needs device 7 but the cluster has 7"),
         ({"num_segments": 2, "segment_classes": (0, 1)}, r"num_segments: 3 but the graph has 2"),
-        ({"segment_classes": (0, 1, 2)}, r"no entry for class 2 \(segment 2\)"),
+        ({"segment_classes": (0, 1, 2)}, r"have no entry for class 2 \(segment 2\)"),
         ({"segment_classes": (0, 0, 0)}, r"segments\[1\]: the graph has no segment of class 1"),
         ({"parameter_segments": {"w": ()}}, r"parameter w is placed on no stage"),
         ({"graph_sha256": "ff"}, r"the plan is for another program"),
@@ -203,6 +226,113 @@ def test_a_plan_for_another_graph_or_cluster_is_refused(
 
     with pytest.raises(PlanRefused, match=expected):
         plans.check_plan(plan, **GRAPH | graph)
+
+
+def mixed(*entries: dict[str, Any]) -> plans.ParallelPlan:
+    """The golden plan whose class 1 has ``entries``, each changed so."""
+    value = golden()
+    first, second = value["segments"]
+    value["segments"] = [first, *(second | entry for entry in entries)]
+    return plans.read_plan(json.dumps(value))
+
+
+def test_segments_of_one_class_may_differ() -> None:
+    plan = mixed({"at": [[0, 1]], "recompute": "full"}, {"zero_stage": 2})
+
+    plans.check_plan(plan, **GRAPH, known_labels=("batch", "vocab", "heads", "ffn"))
+    assert [1, 3, 2] == [entry.zero_stage for entry in plan.segment_plans((0, 1, 1))]
+
+
+def test_entries_of_other_classes_may_name_the_same_run() -> None:
+    plan = mixed({"at": [[0, 2]]})
+    first, second = plan.segments
+    both = msgspec.structs.replace(
+        plan, segments=[msgspec.structs.replace(first, at=[(0, 2)]), second]
+    )
+
+    assert [first.name, second.name, second.name] == [
+        entry.name for entry in both.segment_plans((0, 1, 1))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ([{"at": [[1, 1]]}], r"\$\.segments: have no entry for class 1 \(segment 2\)"),
+        ([{"at": [[0, 0]]}, {}], r"segments\[1\]\.at\[0\]: no segment from 0 to 0 is of class 1"),
+        (
+            [{"operators": {"3": {"tp": ["sequence"]}}}],
+            r"segments\[1\]\.operators\.3\.tp\[0\]: the graph has no dimension class 'sequence'",
+        ),
+    ],
+)
+def test_entries_that_do_not_cover_the_graph_are_refused(
+    entries: list[dict[str, Any]], expected: str
+) -> None:
+    with pytest.raises(PlanRefused, match=expected):
+        plans.check_plan(mixed(*entries), **GRAPH, known_labels=("batch", "vocab", "heads", "ffn"))
+
+
+def interleaved(**changes: Any) -> str:
+    """Four stages on two groups of devices, or what ``changes`` makes of them."""
+    value = golden()
+    firsts = (0, 4, 0, 4)
+    value["stages"] = [
+        {"first_segment": i, "last_segment": i, "first_device": firsts[i], "num_devices": 4}
+        for i in range(4)
+    ]
+    value["model"]["num_segments"] = 4
+    value["schedule"] = "interleaved"
+    value["stages"][3].update(changes)
+    return json.dumps(value)
+
+
+def test_interleaved_stages_lie_on_the_devices_of_the_first() -> None:
+    plan = plans.read_plan(interleaved())
+
+    assert (0, 1, 2, 3) == plan.stage_of_segment
+    assert "it lies on those of stage 1, 4-7" in message(interleaved(first_device=0))
+    assert "$.stages: 3 stages but mesh.pp is 2" in message(
+        json.dumps({**json.loads(interleaved()), "stages": golden()["stages"][:1] * 3})
+    )
+
+
+def test_a_stage_holds_parts_of_several_branches() -> None:
+    value = golden()
+    value["stages"][0] |= {"first_segment": 2, "last_segment": 2, "branches": [[0, 0]]}
+    value["stages"][1] |= {"first_segment": 1, "last_segment": 1}
+    plan = plans.read_plan(json.dumps(value))
+
+    assert (0, 2) == plan.stages[0].segments
+    assert (0, 1, 0) == plan.stage_of_segment
+
+
+@pytest.mark.parametrize(
+    ("path", "new", "expected"),
+    [
+        ("schedule", "zb-h1", "$.schedule: the runtime does not run zb-h1"),
+        ("stages.1.mesh", {"tp": 4, "dp_shard": 1}, "$.stages[1].mesh: dp_shard 1, tp 4 is not"),
+        ("stages.0.batch_shares", [0.75, 0.25], "$.stages[0].batch_shares: the runtime gives"),
+        ("token_slices", [96, 32], "$.token_slices: the runtime runs whole sequences"),
+        ("segments.1.offload", True, "$.segments[1].offload: the runtime keeps"),
+        ("communication.tensor_parallel", "bf16", "$.communication.tensor_parallel: the runtime"),
+        ("communication.pipeline", "top-k", "$.communication.pipeline: the runtime sends"),
+    ],
+)
+def test_what_the_runtime_cannot_carry_is_named(path: str, new: object, expected: str) -> None:
+    plan = plans.read_plan(changed(path, new))
+
+    (reason,) = plans.unrunnable_reasons(plan)
+    assert reason.startswith(expected)
+    with pytest.raises(PlanRefused, match="plan without it to run"):
+        plans.check_runnable(plan)
+
+
+def test_what_the_runtime_can_carry_is_not_named() -> None:
+    equal = plans.read_plan(changed("stages.0.batch_shares", [0.5, 0.5]))
+
+    assert [] == plans.unrunnable_reasons(plans.read_plan(GOLDEN))
+    assert [] == plans.unrunnable_reasons(equal)
 
 
 @st.composite

@@ -21,6 +21,7 @@ from meshwright.spmd.schedule import (
     num_in_flight,
 )
 
+RUN = (ScheduleName.GPIPE, ScheduleName.ONE_F_ONE_B)
 SIZES = [(s, m) for s in (1, 2, 3, 4, 7, 8) for m in (1, 2, 3, 4, 5, 8, 16)]
 
 
@@ -81,7 +82,7 @@ def _simulate(schedule: ScheduleName, num_stages: int, num_microbatches: int) ->
 
 
 @pytest.mark.parametrize(("num_stages", "num_microbatches"), SIZES)
-@pytest.mark.parametrize("schedule", list(ScheduleName))
+@pytest.mark.parametrize("schedule", RUN)
 def test_never_deadlocks_with_blocking_receives(
     schedule: ScheduleName, num_stages: int, num_microbatches: int
 ) -> None:
@@ -94,7 +95,7 @@ def test_never_deadlocks_with_blocking_receives(
 
 
 @pytest.mark.parametrize(("num_stages", "num_microbatches"), SIZES)
-@pytest.mark.parametrize("schedule", list(ScheduleName))
+@pytest.mark.parametrize("schedule", RUN)
 def test_forward_before_backward_and_in_flight(
     schedule: ScheduleName, num_stages: int, num_microbatches: int
 ) -> None:
@@ -166,3 +167,10 @@ def test_refuses_no_microbatch() -> None:
     """Zero micro-batches would silently do nothing."""
     with pytest.raises(PlanRefused, match="0 micro-batches"):
         actions(ScheduleName.GPIPE, stage=0, num_stages=1, num_microbatches=0)
+
+
+@pytest.mark.parametrize("schedule", [ScheduleName.INTERLEAVED, ScheduleName.ZB_H1])
+def test_refuses_what_the_runtime_does_not_run(schedule: ScheduleName) -> None:
+    """A process runs one stage, and its backward is one function."""
+    with pytest.raises(PlanRefused, match="the runtime cannot run it; use 1f1b or gpipe"):
+        actions(schedule, stage=0, num_stages=2, num_microbatches=2)

@@ -8,7 +8,8 @@ the operator on what it got, and
 * a result listed in the factor's ``partial_results`` comes out as a partial sum (or maximum);
 * any other result comes out whole and equal on every rank.
 
-A ``fixed`` factor cannot be sharded this way. Dims of size 1 have no factor.
+A ``fixed`` factor cannot be sharded this way; one of variant ``HALO`` or ``RING`` can be with rows
+of other ranks. Dims of size 1 have no factor.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from meshwright.graph.opgraph import Op, TensorSpec
 
 __all__ = [
     "DimFactors",
+    "Halo",
     "LocalArgKind",
     "LocalArgument",
     "OpFactor",
@@ -43,6 +45,29 @@ class Variant(StrEnum):
     """Indices count from this rank's first row; others' rows are masked."""
     REDUCE_INSIDE = "reduce_inside"
     """Needs collectives in the middle of the operator: an expansion replaces it."""
+    HALO = "halo"
+    """Each rank needs some rows of its neighbors too (arXiv 1712.04432, domain parallelism)."""
+    RING = "ring"
+    """Blocks of keys and values go around all ranks (ring attention, arXiv 2310.01889)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Halo:
+    """Rows a rank reads next to its own when a spatial dim is cut into equal blocks.
+
+    Output row ``p`` reads rows ``stride p - before`` and on; a rank with ``n`` output rows has
+    ``stride n`` input rows, reads ``before`` rows of the rank before it and ``after`` of the one
+    behind it, and none where there is no rank: padding stands there. A negative ``after``: the last
+    own rows are not read.
+    """
+
+    stride: int
+    before: int
+    after: int
+
+    def allows(self, num_outputs: int) -> bool:
+        """Whether blocks of so many output rows find all they need at their neighbors."""
+        return self.stride * num_outputs >= max(self.before, self.after, -self.after)
 
 
 class LocalArgKind(StrEnum):
@@ -81,6 +106,11 @@ class OpFactor:
     averaged: bool = False
     """The local operator divides by the local size (a mean): its result must be scaled by
     local size / full size."""
+    halo: Halo | None = None
+    """Of variant ``HALO``: what is exchanged."""
+    partner: int | None = None
+    """Of variant ``HALO``: the factor of the dims that hold ``stride`` times as many rows, which
+    are cut with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +149,7 @@ def einsum_rule(
     partial: dict[str, frozenset[int]] | None = None,
     variants: dict[str, Variant] | None = None,
     averaged: str = "",
+    halos: dict[str, tuple[Halo, str]] | None = None,
     linear: tuple[frozenset[int], ...] = (),
     additive: frozenset[int] = frozenset(),
     ignored: frozenset[int] = frozenset(),
@@ -130,11 +161,17 @@ def einsum_rule(
 
     ``"."`` is a dim without factor. A letter missing in a result makes that result partial, unless
     ``partial`` says which results are. Dims of size 1 lose their factor; a letter takes the largest
-    size it meets, so a broadcast operand simply lacks it.
+    size it meets, so a broadcast operand simply lacks it. ``halos`` names the letter of a halo's
+    inputs too, the same one where they are as many as the outputs.
     """
     operand_names, result_names = _tensor_names(equation)
     size_of = _letter_sizes(equation, [*operand_names, *result_names], [*operands, *results])
     index_of = {name: index for index, name in enumerate(size_of)}
+    kept = {
+        name: halo
+        for name, halo in (halos or {}).items()
+        if name in index_of and halo[1] in index_of
+    }
     factors = tuple(
         OpFactor(
             size=size,
@@ -142,8 +179,10 @@ def einsum_rule(
             partial_results=partial[name]
             if partial is not None and name in partial
             else _results_without(name, result_names, results),
-            variant=(variants or {}).get(name, Variant.NONE),
+            variant=Variant.HALO if name in kept else (variants or {}).get(name, Variant.NONE),
             averaged=name in averaged,
+            halo=kept[name][0] if name in kept else None,
+            partner=index_of[kept[name][1]] if name in kept and kept[name][1] != name else None,
         )
         for name, size in size_of.items()
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from meshwright.graph.opgraph import Op, TensorSpec
-from meshwright.graph.rules.base import OpRule, RuleFunction, einsum_rule
+from meshwright.graph.rules.base import OpRule, RuleFunction, Variant, einsum_rule
 
 __all__ = ["MATMUL_RULES"]
 
+_RING = {"s": Variant.RING}
 _EACH_OF_TWO = (frozenset({0}), frozenset({1}))
 
 
@@ -37,8 +38,13 @@ def _attention(
 ) -> OpRule:
     """Scaled dot-product attention: batch and heads are free, the softmax needs the rest whole.
 
-    The CPU kernel returns the log-sum-exp as (batch, heads, queries).
+    With as many queries as keys and no mask, both may be cut alike where blocks of keys and values
+    go around a ring. The CPU kernel returns the log-sum-exp as (batch, heads, queries).
     """
+    if len(operands) == 3 and operands[0].shape[2] == operands[1].shape[2]:
+        return einsum_rule(
+            "bhsd,bhsd,bhse->bhse,bhs", operands, results, fixed="sde", variants=_RING
+        )
     mask = ""
     if len(operands) == 4:
         names = "bhqk"[4 - len(operands[3].shape) :]
@@ -51,6 +57,14 @@ def _attention(
 def _attention_backward(
     op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
 ) -> OpRule:
+    if len(operands) == 6 and operands[1].shape[2] == operands[2].shape[2]:
+        return einsum_rule(
+            "bhse,bhsd,bhsd,bhse,bhse,bhs->bhsd,bhsd,bhse",
+            operands,
+            results,
+            fixed="sde",
+            variants=_RING,
+        )
     mask = ""
     if len(operands) == 7:
         names = "bhqk"[4 - len(operands[6].shape) :]

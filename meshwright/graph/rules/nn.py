@@ -1,4 +1,4 @@
-"""Layers with parameters, pooling and losses."""
+"""Normalization, embeddings and losses."""
 
 from __future__ import annotations
 
@@ -121,9 +121,8 @@ def _batch_norm(
         f"{left}->{right}",
         operands,
         results,
-        fixed=inner,
-        partial={"n": frozenset()},
-        variants={"n": Variant.REDUCE_INSIDE} if op.args[5] else {},
+        partial=dict.fromkeys(f"n{inner}", frozenset()),
+        variants=dict.fromkeys(f"n{inner}", Variant.REDUCE_INSIDE) if op.args[5] else {},
     )
 
 
@@ -139,87 +138,8 @@ def _batch_norm_backward(
         f"{left}->{right}",
         operands,
         results,
-        fixed=inner,
-        partial={"n": frozenset() if training else present},
-        variants={"n": Variant.REDUCE_INSIDE} if training else {},
-    )
-
-
-def _convolution(
-    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
-) -> OpRule:
-    """Batch, output channels and (as a contraction) input channels; groups fix the channels."""
-    rank = len(operands[0].shape)
-    inner, kernel = _SPATIAL[: rank - 2], _NORMALIZED[: rank - 2]
-    outer = "pqr"[: rank - 2]
-    grouped = op.args[8] != 1
-    transposed = op.args[6] is True
-    weight = f"io{kernel}".replace("x", "U").replace("y", "V").replace("z", "W")
-    weight = weight if transposed and not grouped else f"{'oj' if grouped else 'oi'}{weight[2:]}"
-    left = f"ni{inner},{weight}" + (",o" if len(operands) == 3 else "")
-    return einsum_rule(
-        f"{left}->no{outer}",
-        operands,
-        results,
-        fixed=f"{inner}{outer}{weight[2:]}" + ("ioj" if grouped else ""),
-        additive=frozenset({2}) if len(operands) == 3 else frozenset(),
-    )
-
-
-def _convolution_backward(
-    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
-) -> OpRule:
-    rank = len(operands[0].shape)
-    inner, outer = _SPATIAL[: rank - 2], "pqr"[: rank - 2]
-    kernel = "UVW"[: rank - 2]
-    grouped = op.args[9] != 1
-    transposed = op.args[7] is True
-    weight = (f"io{kernel}" if transposed else f"oi{kernel}") if not grouped else f"oj{kernel}"
-    left = f"no{outer},ni{inner},{weight}"
-    right = f"{_if(results, 0, f'ni{inner}')},{_if(results, 1, weight)},{_if(results, 2, 'o')}"
-    present = {position for position, spec in enumerate(results) if spec is not None}
-    return einsum_rule(
-        f"{left}->{right}",
-        operands,
-        results,
-        fixed=f"{inner}{outer}{kernel}" + ("ioj" if grouped else ""),
-        partial={
-            "n": frozenset({1, 2} & present),
-            "o": frozenset({0} & present),
-            "i": frozenset(),
-        },
-        linear=_FIRST,
-        local_arguments=(LocalArgument(3, LocalArgKind.SIZE, tensor=-1, dim=1),)
-        if op.args[3] is not None
-        else (),
-    )
-
-
-def _per_image(
-    op: Op, operands: Sequence[TensorSpec], results: Sequence[TensorSpec | None]
-) -> OpRule:
-    """Pooling and resizing: image and channel are free, the spatial dims are not."""
-    names: list[str] = []
-    letters = iter("pqrstuvwxyz" + "ABCDEFGHIJKLMNOPQRSTUVW")
-    fixed: list[str] = []
-    for spec in (*operands, *results):
-        if spec is None:
-            names.append("")
-            continue
-        lead = "nc"[4 - len(spec.shape) :] if len(spec.shape) <= 4 else "nc"
-        own = [next(letters) for _ in range(len(spec.shape) - len(lead))]
-        fixed += own
-        names.append(lead + "".join(own))
-    left, right = names[: len(operands)], names[len(operands) :]
-    backward = "backward" in op.target
-    sized = backward and op.target.startswith("aten.upsample")
-    return einsum_rule(
-        f"{','.join(left)}->{','.join(right)}",
-        operands,
-        results,
-        fixed="".join(fixed),
-        linear=_FIRST if backward or "avg_pool" in op.target else (),
-        local_arguments=(LocalArgument(2, LocalArgKind.SHAPE),) if sized else (),
+        partial=dict.fromkeys(f"n{inner}", frozenset() if training else present),
+        variants=dict.fromkeys(f"n{inner}", Variant.REDUCE_INSIDE) if training else {},
     )
 
 
@@ -386,19 +306,6 @@ NN_RULES: dict[str, RuleFunction] = {
     "aten.native_group_norm_backward.default": _group_norm_backward,
     "aten._native_batch_norm_legit_functional.default": _batch_norm,
     "aten.native_batch_norm_backward.default": _batch_norm_backward,
-    "aten.convolution.default": _convolution,
-    "aten.convolution_backward.default": _convolution_backward,
-    "aten.max_pool2d_with_indices.default": _per_image,
-    "aten.max_pool2d_with_indices_backward.default": _per_image,
-    "aten.avg_pool2d.default": _per_image,
-    "aten.avg_pool2d_backward.default": _per_image,
-    "aten._adaptive_avg_pool2d.default": _per_image,
-    "aten._adaptive_avg_pool2d_backward.default": _per_image,
-    "aten.upsample_nearest2d.vec": _per_image,
-    "aten.upsample_nearest2d.default": _per_image,
-    "aten.upsample_nearest2d_backward.default": _per_image,
-    "aten.upsample_bilinear2d.default": _per_image,
-    "aten.upsample_bilinear2d_backward.default": _per_image,
     "aten.embedding.default": _embedding,
     "aten.embedding_dense_backward.default": _embedding_backward,
     "aten.nll_loss_forward.default": _nll,

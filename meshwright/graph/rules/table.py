@@ -11,6 +11,7 @@ from meshwright.graph.rules.matmul import MATMUL_RULES
 from meshwright.graph.rules.nn import NN_RULES
 from meshwright.graph.rules.pointwise import POINTWISE, RANDOM_POINTWISE, pointwise_rule
 from meshwright.graph.rules.reductions import REDUCTION_RULES
+from meshwright.graph.rules.spatial import SPATIAL_RULES
 from meshwright.graph.rules.views import VIEW_RULES
 
 __all__ = ["has_rule", "rule_of"]
@@ -20,6 +21,7 @@ _TABLE: dict[str, RuleFunction] = {
     **REDUCTION_RULES,
     **MATMUL_RULES,
     **NN_RULES,
+    **SPATIAL_RULES,
     **INDEXING_RULES,
 }
 

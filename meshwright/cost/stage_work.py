@@ -1,0 +1,191 @@
+"""The work of every stage in one step, by cause: what a schedule is then simulated with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from meshwright.cost.collectives import CollectivePrices
+from meshwright.cost.columns import FloatArray, IntArray, sums_by
+from meshwright.cost.parameters import ParameterState, StageParameters
+from meshwright.cost.reduction import DataTraffic, Payload, traffic_times_s
+from meshwright.cost.roofline import Roofline
+from meshwright.cost.table import CostTable, Split
+from meshwright.plans.plan import Recompute
+
+__all__ = ["StageOrder", "StageWork", "merged_columns", "stage_work"]
+
+_OVERLAP_FRACTION = 0.8
+"""Share of a function's compute that communication started early can hide behind. Assumption: the
+first bucket is ready only after the first backward segment, and the last has nothing behind it."""
+
+_OVERLAP_SLOWDOWN = 0.19
+"""Compute slows by this much while a collective runs beside it (arXiv 2507.03114, average)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageOrder:
+    """Segments sorted by stage, so that every stage is a run of them."""
+
+    stage_of: IntArray
+    """(segments,) stage of each segment."""
+    segments: IntArray
+    """(segments,) segment numbers by stage, ascending within each."""
+    starts: IntArray
+    """(stages,) place in ``segments`` of each stage's first."""
+
+    @classmethod
+    def of(cls, stage_of: IntArray) -> StageOrder:
+        """From the stage of each segment; every stage has a segment."""
+        counts = np.bincount(stage_of)
+        assert (counts > 0).all(), "a stage without segments"
+        return cls(
+            stage_of=stage_of,
+            segments=np.argsort(stage_of, kind="stable"),
+            starts=np.concatenate([[0], np.cumsum(counts)[:-1]]),
+        )
+
+    def sums(self, amounts: FloatArray) -> FloatArray:
+        """(stages,) sums of (segments,) amounts."""
+        return np.add.reduceat(amounts[self.segments], self.starts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageWork:
+    """Seconds of every stage by cause; arrays of shape (stages,)."""
+
+    forward: dict[str, FloatArray]
+    """One micro-batch."""
+    backward: dict[str, FloatArray]
+    """One micro-batch."""
+    tail: dict[str, FloatArray]
+    """Once, after the last backward; the prologue too."""
+    parts: dict[str, FloatArray] = field(default_factory=dict)
+    """What the zero-bubble schedule and token slices ask of one micro-batch besides: ``weight``,
+    the part of the backward that can be put off; and for either phase ``forward_...`` or
+    ``backward_...`` of ``attention``, ``latency`` (of collectives), ``host`` (of all launches);
+    ``hides`` is 1 where launches hide behind the device's work."""
+
+    def own_s(self, num_microbatches: int) -> FloatArray:
+        """(stages,) what a stage works in one step."""
+        each = (*self.forward.values(), *self.backward.values())
+        tail: FloatArray = np.sum(list(self.tail.values()), axis=0)
+        return np.asarray(num_microbatches * np.sum(each, axis=0) + tail)
+
+
+def merged_columns(
+    parts: Sequence[dict[str, FloatArray]], group_of_stage: IntArray
+) -> dict[str, FloatArray]:
+    """For every stage the column of its group."""
+    if len(parts) == 1:
+        return parts[0]
+    every = np.arange(len(group_of_stage))
+    return {
+        cause: np.array([part[cause] for part in parts])[group_of_stage, every]
+        for cause in parts[0]
+    }
+
+
+def stage_work(
+    table: CostTable,
+    split: Split,
+    policies: tuple[Recompute, ...],
+    *,
+    order: StageOrder,
+    rooflines: Sequence[Roofline],
+    prices: CollectivePrices,
+    bucket_bytes: int,
+    traffic: DataTraffic,
+    state: ParameterState,
+    placed: StageParameters,
+    tied_s: FloatArray,
+    with_parts: bool = False,
+) -> StageWork:
+    """Work of every stage, as if each had ``table`` and ``split``.
+
+    Args:
+        table: the cost table.
+        split: the mesh.
+        policies: recompute of each segment.
+        order: which segments each stage has.
+        rooflines: one for each stage.
+        prices: of collectives.
+        bucket_bytes: gradients are reduced in buckets of this size.
+        traffic: of data parallelism.
+        state: bytes of every parameter.
+        placed: which parameters live where.
+        tied_s: (stages,) seconds of exchanging tied gradients.
+        with_parts: fill in ``StageWork.parts``.
+    """
+    size = len(order.starts)
+    times = {
+        roofline: table.segment_times(split, policies, roofline=roofline, prices=prices)
+        for roofline in set(rooflines)
+    }
+
+    def stages(field: str) -> FloatArray:
+        sums = {
+            roofline: order.sums(np.asarray(getattr(found, field)))
+            for roofline, found in times.items()
+        }
+        return np.array([sums[roofline][s] for s, roofline in enumerate(rooflines)])
+
+    free_s = np.array([times[roofline].free_s for roofline in rooflines])
+    hides = np.array([roofline.queue_runs_ahead for roofline in rooflines])
+    forward_s, backward_s = stages("forward_s"), stages("backward_s")
+
+    def gather(payload: Payload) -> FloatArray:
+        return order.sums(
+            traffic_times_s((payload,), split, prices, bucket_bytes=None, size=table.num_segments)
+        )
+
+    def reduce(payloads: tuple[Payload, ...]) -> FloatArray:
+        return traffic_times_s(payloads, split, prices, bucket_bytes=bucket_bytes, size=size)
+
+    every_s = reduce(traffic.every_backward)
+    forward = {
+        "compute": forward_s + free_s,
+        "launch": stages("forward_launch_s"),
+        "tp_communication": stages("forward_communication_s"),
+        "zero_gather": exposed_s(gather(traffic.forward_gather), forward_s, hides),
+    }
+    backward = {
+        "compute": backward_s,
+        "launch": stages("backward_launch_s"),
+        "tp_communication": stages("backward_communication_s"),
+        "zero_gather": exposed_s(gather(traffic.backward_gather), backward_s, hides),
+        "dp_communication": exposed_s(every_s, backward_s, hides),
+    }
+    step_bytes = sums_by(placed.stage, state.step_traffic_bytes[placed.parameter], size)
+    tail = {
+        "compute": np.array([times[roofline].prologue_s for roofline in rooflines]),
+        "dp_communication": exposed_s(reduce(traffic.once), backward_s, hides)
+        + gather(traffic.publish[0])
+        + tied_s,
+        "optimizer": step_bytes / np.array([r.bytes_per_s for r in rooflines]),
+    }
+    parts: dict[str, FloatArray] = {}
+    if with_parts:
+        several = {
+            roofline: table.part_times(split, policies, roofline=roofline, prices=prices)
+            for roofline in set(rooflines)
+        }
+        for name in next(iter(several.values())).seconds:
+            sums = {
+                roofline: order.sums(found.seconds[name]) for roofline, found in several.items()
+            }
+            parts[name] = np.array([sums[roofline][s] for s, roofline in enumerate(rooflines)])
+        parts["weight"] = parts["weight"] + backward["dp_communication"]
+        parts["hides"] = hides.astype(np.float64)
+    return StageWork(forward=forward, backward=backward, tail=tail, parts=parts)
+
+
+def exposed_s(communication_s: FloatArray, compute_s: FloatArray, hides: np.ndarray) -> FloatArray:
+    """What communication adds to compute it may run beside, the slowed compute included.
+
+    On a CPU nothing hides: the cores that compute also move the bytes.
+    """
+    hidden = np.where(hides, np.minimum(communication_s, _OVERLAP_FRACTION * compute_s), 0.0)
+    return np.asarray(communication_s - (1 - _OVERLAP_SLOWDOWN) * hidden)

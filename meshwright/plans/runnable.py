@@ -1,0 +1,61 @@
+"""Which choices of a plan the runtime cannot carry yet."""
+
+from __future__ import annotations
+
+from meshwright.errors import PlanRefused
+from meshwright.plans.plan import Compression, ParallelPlan, ScheduleName
+
+__all__ = ["check_runnable", "unrunnable_reasons"]
+
+
+def unrunnable_reasons(plan: ParallelPlan) -> list[str]:
+    """Why the runtime cannot carry ``plan``, one line with its path for each choice.
+
+    It speaks of choices the runtime lacks for every graph. What a graph itself forbids, such as a
+    stage that needs a value of a later one, lowering refuses.
+    """
+    reasons = []
+    sizes = [plan.stage_sizes(index) for index in range(len(plan.stages))]
+    for index, stage in enumerate(plan.stages):
+        if sizes[index] != sizes[0]:
+            own = ", ".join(f"{axis} {size}" for axis, size in sorted(stage.mesh.items()))
+            reasons.append(
+                f"$.stages[{index}].mesh: {own or 'the mesh of the plan'} is not the mesh of stage "
+                "0; the runtime carries stages of one mesh"
+            )
+        if len(set(stage.batch_shares)) > 1:
+            reasons.append(
+                f"$.stages[{index}].batch_shares: the runtime gives every device as many samples"
+            )
+    if plan.schedule not in _SCHEDULES:
+        reasons.append(
+            f"$.schedule: the runtime does not run {plan.schedule}; it runs "
+            f"{' and '.join(_SCHEDULES)}"
+        )
+    if plan.token_slices:
+        reasons.append("$.token_slices: the runtime runs whole sequences")
+    for index, entry in enumerate(plan.segments):
+        if entry.offload:
+            reasons.append(
+                f"$.segments[{index}].offload: the runtime keeps optimizer state on the device"
+            )
+    for field in ("tensor_parallel", "pipeline"):
+        how: Compression = getattr(plan.communication, field)
+        if how is not Compression.NONE:
+            reasons.append(f"$.communication.{field}: the runtime sends values as they are")
+    return reasons
+
+
+_SCHEDULES = (ScheduleName.GPIPE, ScheduleName.ONE_F_ONE_B)
+
+
+def check_runnable(plan: ParallelPlan) -> None:
+    """Check that the runtime can carry every choice of ``plan``.
+
+    Raises:
+        PlanRefused: it cannot; names the first.
+    """
+    reasons = unrunnable_reasons(plan)
+    if reasons:
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        raise PlanRefused(f"{reasons[0]}; plan without it to run{more}")

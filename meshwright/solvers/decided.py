@@ -1,0 +1,114 @@
+"""From a decision to the plan that says it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import groupby
+
+from meshwright import __version__
+from meshwright.graph.dimensions import BATCH
+from meshwright.plans.plan import (
+    Mesh,
+    ParallelPlan,
+    Provenance,
+    SegmentPlan,
+    Stage,
+)
+from meshwright.solvers.base import SearchContext
+from meshwright.solvers.decision import Decision, Strategy
+from meshwright.solvers.space import torch_version
+
+__all__ = ["decided_plan", "runs_of"]
+
+_DATA_AXES = ("dp_replicate", "dp_shard")
+
+
+def decided_plan(context: SearchContext, decision: Decision, *, solver: str) -> ParallelPlan:
+    """The plan, without a prediction.
+
+    Where no segment uses ZeRO, ``dp_shard`` joins ``dp_replicate``: the two are the same then.
+    """
+    skeleton = decision.skeleton
+    sizes = skeleton.sizes
+    if all(strategy.zero_stage == 0 for strategy in decision.strategies):
+        sizes["dp_replicate"] *= sizes["dp_shard"]
+        sizes["dp_shard"] = 1
+    per_stage = skeleton.num_devices_per_stage
+    count = len(context.model.segment_classes)
+    ends = (*decision.starts[1:], count)
+    return ParallelPlan(
+        model=context.reference,
+        cluster=context.cluster_name,
+        job=context.job,
+        mesh=Mesh(pp=skeleton.num_stages, **sizes),
+        num_microbatches=skeleton.num_microbatches,
+        schedule=skeleton.schedule,
+        stages=[
+            Stage(
+                first_segment=start,
+                last_segment=end - 1,
+                first_device=stage * per_stage,
+                num_devices=per_stage,
+            )
+            for stage, (start, end) in enumerate(zip(decision.starts, ends, strict=True))
+        ],
+        segments=_segments(context, decision, sizes),
+        token_slices=list(skeleton.token_slices),
+        communication=skeleton.communication,
+        provenance=Provenance(
+            meshwright_version=__version__,
+            solver=solver,
+            level=context.level,
+            torch_version=torch_version(),
+        ),
+    )
+
+
+def _segments(
+    context: SearchContext, decision: Decision, sizes: dict[str, int]
+) -> list[SegmentPlan]:
+    """For each class what most of its segments do, then its exceptions."""
+    classes = context.model.segment_classes
+    found = []
+    for representative in context.model.segmentation.representatives():
+        number = representative.segment_class
+        mine = [segment for segment, other in enumerate(classes) if other == number]
+        used = Counter(decision.strategies[segment] for segment in mine)
+        (general, _), *special = used.most_common()
+        found.append(_entry(number, representative.name, general, sizes, None))
+        for strategy, _ in special:
+            where = [segment for segment in mine if decision.strategies[segment] == strategy]
+            at = runs_of(where)
+            found.append(_entry(number, representative.name, strategy, sizes, at))
+    return found
+
+
+def _entry(
+    segment_class: int,
+    name: str,
+    strategy: Strategy,
+    sizes: dict[str, int],
+    at: list[tuple[int, int]] | None,
+) -> SegmentPlan:
+    labels = strategy.sharding.labels_of(segment_class)
+    batch = [BATCH] if any(BATCH in labels.get(axis, ()) for axis in _DATA_AXES) else []
+    wanted = {axis: batch if axis in _DATA_AXES else labels.get(axis, []) for axis in sizes}
+    return SegmentPlan(
+        segment_class=segment_class,
+        at=at,
+        name=name,
+        shard={axis: names for axis, names in wanted.items() if sizes[axis] > 1},
+        zero_stage=strategy.zero_stage,
+        recompute=strategy.recompute,
+        operators=strategy.sharding.operators_of(segment_class),
+        offload=strategy.offload,
+    )
+
+
+def runs_of(numbers: list[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as runs, first and last."""
+    found = []
+    for _, group in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
+        run = [number for _, number in group]
+        found.append((run[0], run[-1]))
+    return found

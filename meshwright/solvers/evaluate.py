@@ -1,0 +1,402 @@
+"""Thousands of plans a second: every strategy priced once for every segment, then sums.
+
+``PlanSpace`` holds what all strategies of one skeleton cost all segments. A plan is then a row of
+strategy numbers and the first segments of its stages; ``evaluate`` works on many rows at once, by
+the formulas of ``cost.step`` and ``cost.memory`` on sums over stages and the pipeline's closed
+form. For one sharding everywhere it agrees with the exact price; mixtures of shardings are
+estimated. ``price_decision`` is the exact judge.
+
+Shapes: n plans, V segments, P stages, C columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from meshwright.cost.columns import FloatArray, IntArray
+from meshwright.cost.pipeline import simulate_many
+from meshwright.cost.stage_work import exposed_s
+from meshwright.cost.step import StepCost
+from meshwright.plans.runnable import unrunnable_reasons
+from meshwright.solvers.base import Candidate, SearchContext
+from meshwright.solvers.decided import decided_plan
+from meshwright.solvers.decision import Decision, Skeleton, Strategy
+from meshwright.solvers.segment_costs import (
+    TIMES,
+    SegmentCosts,
+    price_segments,
+    split_of_skeleton,
+    stage_rooflines,
+)
+from meshwright.spmd.schedule import num_in_flight
+
+__all__ = ["Evaluated", "PlanSpace", "candidate_of_decision", "price_decision"]
+
+_CHUNK_AMOUNTS = 400_000
+"""Amounts looked up at once: about what the processor's cache holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """What plans cost; arrays of shape (n,)."""
+
+    time_s: FloatArray
+    excess: FloatArray
+    """By how much the fullest stage exceeds its capacity, as a fraction of it; negative: room."""
+
+    @property
+    def fits(self) -> NDArray[np.bool_]:
+        """(n,) whether every stage fits."""
+        return self.excess <= 0.0
+
+
+class PlanSpace:
+    """All plans of one skeleton with some strategies."""
+
+    def __init__(
+        self, context: SearchContext, skeleton: Skeleton, strategies: Sequence[Strategy]
+    ) -> None:
+        """Price every strategy for every segment.
+
+        Raises:
+            PlanRefused: the graph cannot be sharded as one of them wants.
+        """
+        assert strategies, "at least one strategy"
+        self.context = context
+        self.skeleton = skeleton
+        self.strategies = tuple(strategies)
+        self.costs: SegmentCosts = price_segments(context, skeleton, self.strategies)
+        self.num_segments = self.costs.amounts.shape[0]
+        self.num_strategies = len(self.strategies)
+        self._split = split_of_skeleton(skeleton)
+        self._stages = _Stages(context, skeleton, self.costs)
+        self._flat = self.costs.amounts.reshape(-1, self.costs.amounts.shape[2])
+
+    def evaluate(
+        self, assignment: IntArray, starts: IntArray, *, simulate: bool = True
+    ) -> Evaluated:
+        """Time and memory of n plans.
+
+        Args:
+            assignment: (n, V) number of each segment's strategy.
+            starts: (n, P) first segment of each stage, ascending from 0.
+            simulate: the schedule; otherwise the pipeline's closed form, faster and a percent off.
+        """
+        assert assignment.shape[1] == self.num_segments, "one strategy for each segment"
+        assert starts.shape == (len(assignment), self.skeleton.num_stages), "one start a stage"
+        size = max(1, _CHUNK_AMOUNTS // (self.num_segments * self._flat.shape[1]))
+        parts = [
+            self._evaluate(assignment[first : first + size], starts[first : first + size])
+            for first in range(0, max(len(assignment), 1), size)
+        ]
+        times = [
+            np.concatenate(found, axis=-2) for found in zip(*(t for t, _ in parts), strict=True)
+        ]
+        return Evaluated(
+            time_s=self._pipeline_s(*times, simulate=simulate),
+            excess=np.concatenate([excess for _, excess in parts]),
+        )
+
+    def decision(self, assignment: IntArray, starts: IntArray) -> Decision:
+        """One row as a decision: (V,) strategies, (P,) starts."""
+        return Decision(
+            skeleton=self.skeleton,
+            starts=tuple(int(start) for start in starts),
+            strategies=tuple(self.strategies[int(number)] for number in assignment),
+        )
+
+    # One chunk ---------------------------------------------------------------------------------
+
+    def _evaluate(
+        self, assignment: IntArray, starts: IntArray
+    ) -> tuple[tuple[FloatArray, ...], FloatArray]:
+        """``_pipeline_s``'s arguments, and the excess."""
+        count, num_segments = assignment.shape
+        rows = self._flat[assignment + np.arange(num_segments) * self.num_strategies]
+        stage_of = np.zeros((count, num_segments), dtype=np.int64)
+        plan = np.arange(count)[:, None]
+        stage_of[plan, starts[:, 1:]] = 1
+        np.cumsum(stage_of, axis=1, out=stage_of)
+        for event in self.costs.events:
+            parted = stage_of[:, event.before] != stage_of[:, event.after]
+            added = event.amounts[assignment[:, event.segment]]
+            rows[:, event.segment] += parted[:, None] * added
+        self._reshard(rows, assignment)
+        kept = self.costs.column("kept")
+        later = starts[:, 1:]
+        rows[plan, later, kept] += self.costs.kept_again[later, assignment[plan, later]]
+        bounds = (starts + plan * num_segments).ravel()
+        flat = rows.reshape(count * num_segments, -1)
+        sums = np.add.reduceat(flat, bounds, axis=0).reshape(count, starts.shape[1], -1)
+        passing, near_s, far_s = self._crossing(assignment, starts, stage_of)
+        moment = np.maximum.reduceat(
+            self._moments(rows, starts, stage_of, assignment).ravel(), bounds
+        ).reshape(starts.shape)
+        excess = self._excess(sums, moment, passing, assignment)
+        return (*self._stage_times_s(sums, assignment[:, 0]), *near_s, far_s[:, None]), excess
+
+    def _reshard(self, rows: FloatArray, assignment: IntArray) -> None:
+        """Add what lies between neighbors of unequal sharding."""
+        found = self.costs.resharding
+        if found is None:
+            return
+        sharding = self.costs.sharding_of[assignment]
+        plan, segment = np.nonzero(sharding[:, 1:] != sharding[:, :-1])
+        before, after = sharding[plan, segment], sharding[plan, segment + 1]
+        extra = found[:, segment + 1, before, after]
+        for number in range(len(self.costs.rooflines)):
+            place = number * len(TIMES) + TIMES.index("forward_communication_s")
+            rows[plan, segment + 1, place] += extra[0]
+            rows[plan, segment, place + 1] += extra[1]
+
+    # Time --------------------------------------------------------------------------------------
+
+    def _stage_times_s(self, sums: FloatArray, first: IntArray) -> tuple[FloatArray, ...]:
+        """(n, P) seconds of a micro-batch's forward and backward, and of what comes after all."""
+        costs, stages = self.costs, self._stages
+        picked = stages.pick(sums)
+        column, hides = costs.column, stages.hides
+        once, often = self._reduction_s(sums)
+        there = exposed_s(sums[:, :, column("forward_gather_s")], picked[0], hides)
+        back = exposed_s(sums[:, :, column("backward_gather_s")], picked[1], hides)
+        there += picked[0::2].sum(axis=0) + costs.free_s[stages.roofline][:, first].T
+        back += picked[1::2].sum(axis=0) + exposed_s(often, picked[1], hides)
+        tail_s = exposed_s(once, picked[1], hides) + sums[:, :, column("publish_s")]
+        tail_s += costs.prologue_s[stages.roofline][:, first].T
+        tail_s += sums[:, :, column("step_traffic")] / stages.bytes_per_s
+        tail_s += stages.tied_s(sums[:, :, column("tied")])
+        return there, back, tail_s
+
+    def _pipeline_s(
+        self,
+        forward_s: FloatArray,
+        backward_s: FloatArray,
+        tail_s: FloatArray,
+        forward_transfer_s: FloatArray,
+        backward_transfer_s: FloatArray,
+        far_s: FloatArray,
+        *,
+        simulate: bool,
+    ) -> FloatArray:
+        """(n,) seconds of a step; what goes farther than to a neighbor counts in closed form."""
+        micro = self.skeleton.num_microbatches
+        if simulate and forward_s.shape[1] > 1 and len(forward_s):
+            return simulate_many(
+                self.skeleton.schedule,
+                forward_s=forward_s,
+                backward_s=backward_s,
+                num_microbatches=micro,
+                forward_transfer_s=forward_transfer_s,
+                backward_transfer_s=backward_transfer_s,
+                tail_s=tail_s,
+            )
+        both = forward_s + backward_s
+        through_s = both.sum(axis=1) + (micro - 1) * both.max(axis=1)
+        transfer_s = forward_transfer_s.sum(axis=1) + backward_transfer_s.sum(axis=1)
+        return np.asarray(through_s + tail_s.max(axis=1) + transfer_s + far_s[:, 0])
+
+    def _reduction_s(self, sums: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """(n, P) seconds of gradients: once a step, and in every micro-batch."""
+        found = {False: np.zeros(sums.shape[:2]), True: np.zeros(sums.shape[:2])}
+        bucket_bytes = self.skeleton.communication.bucket_bytes
+        for place, (is_often, kind, axes, _) in enumerate(self.costs.payloads):
+            num_bytes = sums[:, :, self.costs.first_payload + place]
+            buckets = np.maximum(np.ceil(num_bytes / bucket_bytes), 1.0)
+            found[is_often] += buckets * self.context.model.pricer.prices.time_s(
+                kind,
+                num_bytes / buckets,
+                axes=axes,
+                axis_sizes=self._split.sizes,
+                num_stages=self._split.num_stages,
+            )
+        return found[False], found[True]
+
+    def _crossing(
+        self, assignment: IntArray, starts: IntArray, stage_of: IntArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """What passes between stages.
+
+        Returns (n, P) bytes each stage sends and receives; (2, n, P - 1) seconds from each stage to
+        the next, and back; (n,) seconds of what goes farther.
+        """
+        costs, stages = self.costs, self._stages
+        count, num_stages = starts.shape
+        passing = np.zeros(starts.shape)
+        near = np.zeros((2, count, num_stages - 1))
+        far_s = np.zeros(count)
+        if num_stages == 1:
+            return passing, near, far_s
+        plan, later = np.arange(count), starts[:, 1:]
+        sharding = costs.sharding_of[assignment[plan[:, None], later - 1]]
+        for phase, cut_bytes in enumerate(costs.cut_bytes):
+            near[phase] = cut_bytes[later, sharding]
+        passing[:, 1:] += near.sum(axis=0)
+        passing[:, :-1] += near.sum(axis=0)
+        for skip in costs.crossings:
+            source, target = stage_of[:, skip.source], stage_of[:, skip.target]
+            parted = stage_of[:, skip.before] != target
+            num_bytes = parted * skip.num_bytes[costs.sharding_of[assignment[:, skip.source]]]
+            passing[plan, source] += num_bytes
+            passing[plan, target] += num_bytes
+            is_near = parted & (np.abs(source - target) == 1)
+            edge = np.minimum(np.minimum(source, target), num_stages - 2)
+            near[int(not skip.is_forward), plan, edge] += is_near * num_bytes
+            far_s += np.where(is_near, 0.0, stages.send_s(num_bytes, source, target))
+        return passing, stages.send_s(near, np.arange(num_stages - 1)), far_s
+
+    # Memory ------------------------------------------------------------------------------------
+
+    def _moments(
+        self, rows: FloatArray, starts: IntArray, stage_of: IntArray, assignment: IntArray
+    ) -> FloatArray:
+        """(n, V) bytes beyond what a stage always holds while each segment is at work."""
+        column = self.costs.column
+        plan = np.arange(len(rows))[:, None]
+        kept = np.cumsum(rows[:, :, column("kept")], axis=1)
+        kept_before = (kept[plan, starts] - rows[plan, starts, column("kept")])[plan, stage_of]
+
+        def made(name: str) -> FloatArray:
+            """From the segment, exclusive, to the end of its stage."""
+            total = np.cumsum(rows[:, :, column(name)], axis=1)
+            ends = np.concatenate([starts[:, 1:], np.full((len(rows), 1), rows.shape[1])], axis=1)
+            return np.asarray(total[plan, ends - 1][plan, stage_of] - total)
+
+        forward = rows[:, :, column("transient_forward")].copy()
+        backward = rows[:, :, column("transient_backward")] + made("gradients")
+        if self._split.data_parallel > 1:
+            bucket = self.skeleton.communication.bucket_bytes
+            is_full = made("local") + rows[:, :, column("local")] >= bucket
+            backward += is_full * (bucket * self._copies(assignment))[:, None]
+        if self._stages.gathers:
+            joined = stage_of[:, 1:] == stage_of[:, :-1]
+            there = rows[:, :, column("gathered_forward")]
+            back = rows[:, :, column("gathered_backward")]
+            forward += there
+            forward[:, :-1] += joined * there[:, 1:]
+            backward += back
+            backward[:, 1:] += joined * back[:, :-1]
+        return np.asarray(np.maximum(forward, backward) + kept - kept_before)
+
+    def _copies(self, assignment: IntArray) -> FloatArray:
+        """(n,) how often a bucket is held: twice where gradients are kept as chunks."""
+        chunks = self._stages.keeps_chunks[assignment].any(axis=1)
+        return np.where(chunks, 2.0, 1.0)
+
+    def _excess(
+        self, sums: FloatArray, moment: FloatArray, passing: FloatArray, assignment: IntArray
+    ) -> FloatArray:
+        """(n,) peak of the fullest stage over its capacity, less 1."""
+        column, stages = self.costs.column, self._stages
+        gradients = sums[:, :, column("gradients")]
+        always = sums[:, :, column("parameters")] + sums[:, :, column("optimizer")]
+        always += self.costs.shared_bytes[assignment[:, :1]]
+        computing = moment + passing + (stages.in_flight - 1) * sums[:, :, column("kept")]
+        if self.skeleton.num_microbatches > 1:
+            computing += gradients
+        after = gradients + sums[:, :, column("step")]
+        if self._split.data_parallel > 1:
+            bucket = self.skeleton.communication.bucket_bytes
+            last = np.minimum(bucket, sums[:, :, column("local")])
+            after = np.maximum(after, gradients + self._copies(assignment)[:, None] * last)
+        peak = always + np.maximum(computing, after)
+        return np.asarray((peak / stages.capacity_bytes).max(axis=1) - 1.0)
+
+
+class _Stages:
+    """What the stages of a skeleton have, whatever runs on them; arrays of shape (P,)."""
+
+    def __init__(self, context: SearchContext, skeleton: Skeleton, costs: SegmentCosts) -> None:
+        pricer, count = context.model.pricer, skeleton.num_stages
+        each = skeleton.num_devices_per_stage
+        found = stage_rooflines(context, skeleton)
+        self.roofline = np.array([costs.rooflines.index(roofline) for roofline in found])
+        self.hides = np.array([roofline.queue_runs_ahead for roofline in found])
+        self.bytes_per_s = np.array([roofline.bytes_per_s for roofline in found])
+        self.capacity_bytes = np.array(
+            [float(pricer.device_of_stage(stage * each, each)[1]) for stage in range(count)]
+        )
+        self.in_flight = np.array(
+            [
+                num_in_flight(
+                    skeleton.schedule,
+                    stage=stage,
+                    num_stages=count,
+                    num_microbatches=skeleton.num_microbatches,
+                )
+                for stage in range(count)
+            ],
+            dtype=np.float64,
+        )
+        self.gathers = any(strategy.zero_stage == 3 for strategy in costs.strategies)
+        self.keeps_chunks = np.array(
+            [s.zero_stage >= 2 and skeleton.sizes["dp_shard"] > 1 for s in costs.strategies]
+        )
+        self._num_rooflines = len(costs.rooflines)
+        # A message's time is affine in its bytes: two of them tell the line.
+        few, many = (
+            np.array(
+                [
+                    [pricer.prices.send_time_s(size, a * each, b * each) for b in range(count)]
+                    for a in range(count)
+                ]
+            )
+            for size in (1.0, 1e9)
+        )
+        self._s_per_byte = (many - few) / (1e9 - 1.0)
+        self._latency_s = few - self._s_per_byte
+
+    def pick(self, sums: FloatArray) -> FloatArray:
+        """(times, n, P) from (n, P, C): each stage's own roofline."""
+        width = len(TIMES)
+        if self._num_rooflines == 1:
+            return np.moveaxis(sums[:, :, :width], 2, 0)
+        own = self.roofline[:, None] * width + np.arange(width)
+        return np.moveaxis(np.take_along_axis(sums, own[None], axis=2), 2, 0)
+
+    def send_s(
+        self, num_bytes: FloatArray, source: IntArray, target: IntArray | None = None
+    ) -> FloatArray:
+        """Seconds of one message each; to the next stage by default."""
+        target = source + 1 if target is None else target
+        line = self._latency_s[source, target] + num_bytes * self._s_per_byte[source, target]
+        return np.where(num_bytes > 0, line, 0.0)
+
+    def tied_s(self, tied_bytes: FloatArray) -> FloatArray:
+        """(n, P) exchange of tied gradients between the first and the last holder."""
+        holds = tied_bytes > 0
+        if tied_bytes.shape[1] == 1 or not holds.any():
+            return np.zeros(tied_bytes.shape)
+        first = holds.argmax(axis=1)
+        last = holds.shape[1] - 1 - holds[:, ::-1].argmax(axis=1)
+        seconds = np.where(
+            holds.sum(axis=1) > 1, self.send_s(tied_bytes.max(axis=1), first, last), 0.0
+        )
+        return np.asarray(holds * seconds[:, None])
+
+
+# One decision ----------------------------------------------------------------------------------
+
+
+def price_decision(context: SearchContext, decision: Decision) -> StepCost:
+    """The exact price of a decision.
+
+    Raises:
+        PlanRefused: the graph cannot be sharded so.
+    """
+    return context.model.cost(decided_plan(context, decision, solver=""))
+
+
+def candidate_of_decision(context: SearchContext, decision: Decision, *, solver: str) -> Candidate:
+    """The decision as a plan with its exact price.
+
+    Raises:
+        PlanRefused: the graph cannot be sharded so.
+    """
+    plan = decided_plan(context, decision, solver=solver)
+    plan = msgspec.structs.replace(plan, unrunnable=unrunnable_reasons(plan))
+    return Candidate(plan=plan, cost=context.model.cost(plan), solver=solver)

@@ -1,0 +1,223 @@
+"""Operator-level planning: how each operator of each segment class is sharded, by ILP.
+
+For a skeleton, the axes inside a stage that may shard anything (``tp``, ``cp``, ``ep``) are free;
+the batch axes shard the batch. One integer program over the choice graph of all segment classes
+(equal segments solved once) finds the fastest choice within a memory bound, forward and backward,
+compute, collectives and redistributions together. With several bounds it gives a Pareto set over
+time and memory; with ``boundary`` what passes between segments is held in one layout, so that
+segments solved so can be joined in any order.
+
+Nothing here knows what a head or a vocabulary is: labels are only what a plan calls the classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from meshwright.cost.roofline import Roofline
+from meshwright.errors import PlanRefused
+from meshwright.graph.dimensions import BATCH
+from meshwright.plans.plan import Recompute
+from meshwright.solvers.base import SearchContext
+from meshwright.solvers.choices import ChoiceGraph
+from meshwright.solvers.decision import Sharding, Skeleton
+from meshwright.solvers.operator_labels import shardings_of_picks
+from meshwright.solvers.segment_costs import split_of_skeleton
+from meshwright.solvers.segment_graph import choice_graph
+from meshwright.solvers.segment_ilp import GraphChoice, SegmentProgram
+from meshwright.solvers.segment_prices import ChoicePrices
+from meshwright.spmd.layout import MICRO
+
+__all__ = ["OperatorPlan", "OperatorProblem", "operator_shardings"]
+
+FREE_AXES = ("cp", "ep", "tp")
+
+_LEAN_SHARES = (0.5, 0.1)
+"""Memory bounds tried, between the least any choice needs (0) and what the fastest needs (1)."""
+
+_TIME_LIMIT_S = 20.0
+"""Of one integer program; the best so far counts where it is not proven best."""
+
+_WORTH = 1e-3
+"""Exceptions must make the step faster by this share, or the plain lists stay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorPlan:
+    """One solution: what the program expects, and how a plan says it."""
+
+    sharding: Sharding
+    program_s: float
+    """Seconds of a step's segments by the integer program, all stages in turn."""
+    bound_s: float
+    """No choice is faster, by the same program."""
+    exact_s: float
+    """The same by the cost table of ``sharding``: every micro-batch's operators and
+    redistributions, without what is done once in a step."""
+    repeated_s: float
+    """Of ``program_s`` what every micro-batch repeats, comparable with ``exact_s``."""
+    memory_bytes: float
+    """Of all segments: parameters, their state, kept activations."""
+    is_proven: bool
+
+
+class OperatorProblem:
+    """The choices of one skeleton, to be solved for several memory bounds."""
+
+    def __init__(
+        self,
+        context: SearchContext,
+        skeleton: Skeleton,
+        *,
+        zero_stage: int = 0,
+        allowed: Mapping[str, frozenset[str] | None] | None = None,
+    ) -> None:
+        """Build the program.
+
+        Args:
+            context: graph, cluster and job.
+            skeleton: mesh, stages and micro-batches.
+            zero_stage: of all parameters.
+            allowed: labels each free axis may shard; all of them where it is not named.
+        """
+        self.context, self.skeleton = context, skeleton
+        sizes = skeleton.sizes
+        self.free = tuple(axis for axis in FREE_AXES if sizes[axis] > 1)
+        self.background = {axis: (BATCH,) for axis in ("dp_replicate", "dp_shard")}
+        model = context.model
+        self.graph: ChoiceGraph = choice_graph(
+            model.analysis,
+            model.segmentation,
+            model.labels,
+            axis_sizes={**sizes, MICRO: skeleton.num_microbatches},
+            background=self.background,
+            allowed={axis: (allowed or {}).get(axis) for axis in self.free},
+        )
+        self.prices = ChoicePrices(
+            self.graph,
+            roofline=slowest_roofline(context),
+            prices=model.pricer.prices,
+            optimizer=context.job.optimizer,
+            zero_stage=zero_stage,
+            num_stages=skeleton.num_stages,
+            is_rounded=model.pricer.is_rounded,
+        )
+        flight = min(skeleton.num_stages, skeleton.num_microbatches)
+        self.program = SegmentProgram(self.graph, self.prices, micro_batches_in_flight=flight)
+
+    def solve(
+        self, *, memory_bytes: float | None = None, time_limit_s: float = _TIME_LIMIT_S
+    ) -> GraphChoice | None:
+        """The fastest choice within a bound on all segments' bytes."""
+        return self.program.solve(memory_bytes=memory_bytes, time_limit_s=time_limit_s)
+
+    def pareto(self, *, deadline_s: float | None = None) -> tuple[GraphChoice, ...]:
+        """Choices none of which is both faster and leaner than another, fastest first."""
+        fastest = self.solve(time_limit_s=_left(deadline_s))
+        if fastest is None:
+            return ()
+        found = [fastest]
+        least = self.program.least_memory_bytes
+        for share in _LEAN_SHARES:
+            if deadline_s is not None and time.monotonic() > deadline_s:
+                break
+            bound = least + share * (fastest.memory_bytes - least)
+            choice = self.solve(memory_bytes=bound, time_limit_s=_left(deadline_s))
+            if choice is not None and choice.picks not in {other.picks for other in found}:
+                found.append(choice)
+        return tuple(found)
+
+    def plan(self, choice: GraphChoice, *, name: str = "ilp") -> OperatorPlan:
+        """The choice as a plan says it: with exceptions where they make it faster.
+
+        Raises:
+            PlanRefused: no way of saying it can be sharded so.
+        """
+        ways = shardings_of_picks(self.graph, choice.picks, self.background, name=name)
+        priced: list[tuple[float, Sharding]] = []
+        refusal: PlanRefused | None = None
+        for sharding in ways:
+            try:
+                priced.append((self.exact_s(sharding), sharding))
+            except PlanRefused as error:
+                refusal = error
+        if not priced:
+            assert refusal is not None
+            raise refusal
+        best_s = min(exact_s for exact_s, _ in priced)
+        # The ways come with all exceptions first and with none last.
+        exact_s, sharding = [p for p in priced if p[0] <= best_s * (1 + _WORTH)][-1]
+        return OperatorPlan(
+            sharding=sharding,
+            program_s=choice.step_s,
+            bound_s=choice.bound_s,
+            exact_s=exact_s,
+            repeated_s=choice.repeated_s,
+            memory_bytes=choice.memory_bytes,
+            is_proven=choice.is_proven,
+        )
+
+    def exact_s(self, sharding: Sharding) -> float:
+        """Seconds a step spends in segments on one rank, launches left out, by the cost table.
+
+        Raises:
+            PlanRefused: the graph cannot be sharded so.
+        """
+        classes = self.context.model.segment_classes
+        exceptions = sharding.operators_by_class
+        table = self.context.model.table_of_segments(
+            [sharding.labels_of(number) for number in classes],
+            {**self.skeleton.sizes, MICRO: self.skeleton.num_microbatches},
+            [{n: dict(labels) for n, labels in exceptions[number]} for number in classes]
+            if exceptions
+            else (),
+        )
+        pricer = self.context.model.pricer
+        times = table.segment_times(
+            split_of_skeleton(self.skeleton),
+            (Recompute.NONE,) * table.num_segments,
+            roofline=slowest_roofline(self.context),
+            prices=pricer.prices,
+        )
+        launches = times.forward_launch_s + times.backward_launch_s
+        return self.skeleton.num_microbatches * float((times.total_s - launches).sum())
+
+
+def _left(deadline_s: float | None) -> float:
+    if deadline_s is None:
+        return _TIME_LIMIT_S
+    return min(_TIME_LIMIT_S, max(deadline_s - time.monotonic(), 0.1))
+
+
+def slowest_roofline(context: SearchContext) -> Roofline:
+    """Of the cluster's devices."""
+    return min(context.model.pricer.rooflines.values(), key=lambda r: r.flop_per_s)
+
+
+def operator_shardings(
+    context: SearchContext, skeleton: Skeleton, *, deadline_s: float | None = None
+) -> tuple[Sharding, ...]:
+    """Shardings of all segment classes on a skeleton's mesh, from operators alone.
+
+    One for each point of the Pareto set over time and memory; none where no axis is free or
+    nothing can be cut along one.
+    """
+    if all(skeleton.sizes[axis] == 1 for axis in FREE_AXES):
+        return ()
+    problem = OperatorProblem(context, skeleton)
+    found: list[Sharding] = []
+    for number, choice in enumerate(problem.pareto(deadline_s=deadline_s)):
+        try:
+            plan = problem.plan(choice, name=f"ilp-{number}" if number else "ilp")
+        except PlanRefused as error:
+            context.report(f"operators: {error}")
+            continue
+        if all(_said(plan.sharding) != _said(other) for other in found):
+            found.append(plan.sharding)
+    return tuple(found)
+
+
+def _said(sharding: Sharding) -> tuple[object, ...]:
+    return (sharding.by_class, sharding.operators_by_class)

@@ -1,0 +1,355 @@
+"""What the user has decided: pins that every plan must respect.
+
+A pin is ``KEY=VALUE`` for the whole plan or ``MODULE:KEY=VALUE`` for the segments of some modules::
+
+    tp=8                     size of a mesh axis: pp, dp, dp_replicate, dp_shard, cp, ep, tp
+    no-pipeline              the same as pp=1
+    microbatches=16          schedule=1f1b
+    zero=3                   recompute=full            sequence-parallel=no
+    layers.*.mlp:recompute=full        a pattern of module paths; * stands for anything
+    layers.*.mlp:tp=inner              dimension classes an axis shards there; tp= for none
+    layers.0-15:zero=3                 a range of numbers in a path
+    stage.0:host=2                     the first stage stays on that host, counted from 0
+
+``dp`` is ``dp_replicate x dp_shard``. A module pin also matches everything inside the module.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+import msgspec
+
+from meshwright.cluster.model import Cluster
+from meshwright.errors import BadRequest
+from meshwright.plans.plan import (
+    AXIS_NAMES,
+    ParallelPlan,
+    Recompute,
+    ScheduleName,
+    SegmentPlan,
+)
+from meshwright.solvers.decision import Skeleton, Strategy
+
+__all__ = ["NO_PINS", "ModulePin", "Pins", "parse_pins"]
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+_Kind = TypeVar("_Kind", bound=StrEnum)
+
+_SIZES = ("pp", "dp", *AXIS_NAMES)
+_ALIASES = {"no-pipeline": "pp=1", "no-tensor-parallel": "tp=1", "no-zero": "zero=0"}
+_YES, _NO = frozenset({"yes", "true", "1", "on"}), frozenset({"no", "false", "0", "off"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModulePin:
+    """A decision for the segments of some modules."""
+
+    text: str
+    """As the user wrote it."""
+    pattern: str
+    zero_stage: int | None = None
+    recompute: Recompute | None = None
+    offload: bool | None = None
+    labels: tuple[str, tuple[str, ...]] | None = None
+    """An axis and what it shards."""
+
+    def matches(self, name: str) -> bool:
+        """Whether the segment of this module path is meant."""
+        return any(
+            _matches(self.pattern, ".".join(name.split(".")[:depth]))
+            for depth in range(1, name.count(".") + 2)
+        )
+
+    def applied(self, segment: SegmentPlan) -> SegmentPlan:
+        """``segment`` as the pin wants it."""
+        changes: dict[str, object] = {}
+        if self.zero_stage is not None:
+            changes["zero_stage"] = self.zero_stage
+        if self.recompute is not None:
+            changes["recompute"] = self.recompute
+        if self.offload is not None:
+            changes["offload"] = self.offload
+        if self.labels is not None:
+            axis, labels = self.labels
+            changes["shard"] = {**segment.shard, axis: list(labels)}
+            changes["operators"] = {}
+        return msgspec.structs.replace(segment, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pins:
+    """All pins of a search."""
+
+    texts: tuple[str, ...] = ()
+    sizes: tuple[tuple[str, int], ...] = ()
+    num_microbatches: int | None = None
+    schedule: ScheduleName | None = None
+    zero_stage: int | None = None
+    recompute: Recompute | None = None
+    sequence_parallel: bool | None = None
+    modules: tuple[ModulePin, ...] = ()
+    hosts: tuple[tuple[int, int], ...] = ()
+    """Stage and the host it stays on."""
+
+    def allows_sizes(self, sizes: Mapping[str, int], *, num_stages: int) -> bool:
+        """Whether a mesh inside a stage, and the number of stages, are as pinned."""
+        have = {
+            **{axis: sizes.get(axis, 1) for axis in AXIS_NAMES},
+            "pp": num_stages,
+            "dp": sizes.get("dp_replicate", 1) * sizes.get("dp_shard", 1),
+        }
+        return all(have[axis] == size for axis, size in self.sizes)
+
+    def allows_skeleton(self, skeleton: Skeleton) -> bool:
+        """Whether plans on the skeleton can respect the pins."""
+        if not self.allows_sizes(skeleton.sizes, num_stages=skeleton.num_stages):
+            return False
+        if self.num_microbatches not in (None, skeleton.num_microbatches):
+            return False
+        return skeleton.num_stages == 1 or self.schedule in (None, skeleton.schedule)
+
+    def allows_strategy(self, strategy: Strategy) -> bool:
+        """Whether some segment may use the strategy; module pins are ``applied`` afterwards."""
+        return self.zero_stage in (None, strategy.zero_stage) and self.recompute in (
+            None,
+            strategy.recompute,
+        )
+
+    def allows_plan(self, plan: ParallelPlan) -> bool:
+        """Whether the plan respects every pin."""
+        mesh = plan.mesh
+        sizes = dict(zip(AXIS_NAMES, mesh.stage_shape, strict=True))
+        if not self.allows_sizes(sizes, num_stages=mesh.pp):
+            return False
+        if self.num_microbatches not in (None, plan.num_microbatches):
+            return False
+        if mesh.pp > 1 and self.schedule not in (None, plan.schedule):
+            return False
+        free = [s for s in plan.segments if not any(pin.matches(s.name) for pin in self.modules)]
+        if any(self.zero_stage not in (None, s.zero_stage) for s in free):
+            return False
+        if any(self.recompute not in (None, s.recompute) for s in free):
+            return False
+        if self.sequence_parallel is not None and mesh.tp > 1:
+            has = any("sequence" in s.shard.get("tp", ()) for s in free)
+            if has != self.sequence_parallel:
+                return False
+        return all(
+            pin.applied(s) == s
+            for s in plan.segments
+            for pin in self.modules
+            if pin.matches(s.name)
+        )
+
+    def allows_hosts(self, plan: ParallelPlan, cluster: Cluster) -> bool:
+        """Whether pinned stages lie on their hosts."""
+        for number, host in self.hosts:
+            if number >= len(plan.stages):
+                return False
+            devices = plan.stages[number].devices
+            if {cluster.host_of(device) for device in devices} != {host}:
+                return False
+        return True
+
+    def applied(
+        self, plan: ParallelPlan, *, names: Sequence[str], segment_classes: Sequence[int]
+    ) -> ParallelPlan:
+        """``plan`` with the module pins carried out.
+
+        Args:
+            plan: any plan for the graph.
+            names: module path of every segment.
+            segment_classes: class of every segment.
+        """
+        if not self.modules:
+            return plan
+        grouped: dict[tuple[int, str], tuple[SegmentPlan, list[int]]] = {}
+        for number, before in enumerate(plan.segment_plans(segment_classes)):
+            after = msgspec.structs.replace(before, at=None)
+            for pin in self.modules:
+                if pin.matches(names[number]):
+                    after = pin.applied(after)
+            after = msgspec.structs.replace(after, segment_class=segment_classes[number])
+            key = (segment_classes[number], repr(msgspec.structs.replace(after, name="")))
+            grouped.setdefault(key, (after, []))[1].append(number)
+        classes = [segment_class for segment_class, _ in grouped]
+        entries = [
+            msgspec.structs.replace(
+                segment,
+                name=names[numbers[0]],
+                at=None if classes.count(segment_class) == 1 else _runs(numbers),
+            )
+            for (segment_class, _), (segment, numbers) in grouped.items()
+        ]
+        entries.sort(key=lambda entry: (entry.segment_class, entry.at or []))
+        return msgspec.structs.replace(plan, segments=entries)
+
+    def check(self, *, cluster: Cluster, names: Sequence[str], known_labels: set[str]) -> None:
+        """Refuse pins that nothing in the model or cluster can meet.
+
+        Raises:
+            BadRequest: a module pattern matches nothing, a host or dimension class does not exist,
+                or sizes do not divide the devices.
+        """
+        product = 1
+        for axis, size in self.sizes:
+            if axis == "dp" or ("dp" not in dict(self.sizes) or not axis.startswith("dp_")):
+                product *= size
+        if self.sizes and cluster.num_devices % product:
+            raise BadRequest(
+                f"--fix: {' '.join(f'{a}={s}' for a, s in self.sizes)} needs a multiple of "
+                f"{product} devices but {cluster.name} has {cluster.num_devices}; pin other sizes"
+            )
+        for pin in self.modules:
+            if not any(pin.matches(name) for name in names):
+                some = ", ".join(sorted(set(names))[:6])
+                raise BadRequest(
+                    f"--fix {pin.text}: no module matches {pin.pattern!r}; the model has {some}..."
+                )
+            unknown = sorted(set(pin.labels[1]) - known_labels) if pin.labels else []
+            if unknown:
+                raise BadRequest(
+                    f"--fix {pin.text}: no dimension class {unknown[0]!r}; the model has "
+                    f"{', '.join(sorted(known_labels))}"
+                )
+        for stage, host in self.hosts:
+            if host >= len(cluster.hosts):
+                raise BadRequest(
+                    f"--fix stage.{stage}:host={host}: {cluster.name} has hosts 0 to "
+                    f"{len(cluster.hosts) - 1}"
+                )
+
+
+NO_PINS = Pins()
+
+
+def parse_pins(texts: Sequence[str]) -> Pins:
+    """Read what the user wrote after ``--fix``; see the module docstring.
+
+    Raises:
+        BadRequest: a pin cannot be read, or two pins disagree.
+    """
+    fields: dict[str, object] = {}
+    sizes: dict[str, int] = {}
+    modules: list[ModulePin] = []
+    hosts: dict[int, int] = {}
+    for text in texts:
+        scope, _, rest = _ALIASES.get(text, text).strip().rpartition(":")
+        key, equals, value = rest.partition("=")
+        if not equals:
+            raise BadRequest(f"--fix {text}: write KEY=VALUE, such as tp=8 or layers.*:zero=3")
+        key = key.strip().replace("_", "-") if key.strip() not in _SIZES else key.strip()
+        if re.fullmatch(r"stage\.\d+", scope):
+            _set(hosts, int(scope.split(".")[1]), _host(text, key, value), text)
+        elif scope:
+            modules.append(_module_pin(text, scope, key, value.strip()))
+        elif key in _SIZES:
+            _set(sizes, key, _number(text, value, at_least=1), text)
+        else:
+            name, read = _field(text, key)
+            _set(fields, name, read(value.strip()), text)
+    return Pins(
+        texts=tuple(texts),
+        sizes=tuple(sizes.items()),
+        modules=tuple(modules),
+        hosts=tuple(hosts.items()),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def _set(found: dict[_Key, _Value], key: _Key, value: _Value, text: str) -> None:
+    if key in found and found[key] != value:
+        raise BadRequest(f"--fix {text}: {key} is pinned to {found[key]} too; keep one of them")
+    found[key] = value
+
+
+def _field(text: str, key: str) -> tuple[str, Callable[[str], object]]:
+    fields: dict[str, tuple[str, Callable[[str], object]]] = {
+        "microbatches": ("num_microbatches", lambda v: _number(text, v, at_least=1)),
+        "schedule": ("schedule", lambda v: _member(text, v, ScheduleName)),
+        "zero": ("zero_stage", lambda v: _number(text, v, at_least=0, at_most=3)),
+        "recompute": ("recompute", lambda v: _member(text, v, Recompute)),
+        "sequence-parallel": ("sequence_parallel", lambda v: _flag(text, v)),
+    }
+    if key not in fields:
+        known = ", ".join([*_SIZES, *fields])
+        raise BadRequest(f"--fix {text}: cannot pin {key!r}; pin one of {known}")
+    return fields[key]
+
+
+def _module_pin(text: str, pattern: str, key: str, value: str) -> ModulePin:
+    if key in AXIS_NAMES:
+        labels = tuple(label.strip() for label in value.split(",") if label.strip())
+        return ModulePin(text=text, pattern=pattern, labels=(key, labels))
+    if key == "zero":
+        stage = _number(text, value, at_least=0, at_most=3)
+        return ModulePin(text=text, pattern=pattern, zero_stage=stage)
+    if key == "recompute":
+        chosen = _member(text, value, Recompute)
+        return ModulePin(text=text, pattern=pattern, recompute=chosen)
+    if key == "offload":
+        return ModulePin(text=text, pattern=pattern, offload=_flag(text, value))
+    known = ", ".join([*AXIS_NAMES, "zero", "recompute", "offload"])
+    raise BadRequest(f"--fix {text}: cannot pin {key!r} for a module; pin one of {known}")
+
+
+def _host(text: str, key: str, value: str) -> int:
+    if key != "host":
+        raise BadRequest(f"--fix {text}: a stage can be pinned to a host only: stage.0:host=1")
+    return _number(text, value, at_least=0)
+
+
+def _number(text: str, value: str, *, at_least: int, at_most: int | None = None) -> int:
+    digits = value.strip()
+    number = int(digits) if re.fullmatch(r"\d{1,9}", digits) else -1
+    if number < at_least or (at_most is not None and number > at_most):
+        bounds = f"from {at_least} to {at_most}" if at_most is not None else f"from {at_least} on"
+        raise BadRequest(f"--fix {text}: {value!r} is no whole number {bounds}")
+    return number
+
+
+def _member(text: str, value: str, kinds: type[_Kind]) -> _Kind:
+    try:
+        return kinds(value.lower())
+    except ValueError as error:
+        known = ", ".join(kind.value for kind in kinds)
+        raise BadRequest(f"--fix {text}: {value!r} is not one of {known}") from error
+
+
+def _flag(text: str, value: str) -> bool:
+    if value.lower() not in _YES | _NO:
+        raise BadRequest(f"--fix {text}: {value!r} is neither yes nor no")
+    return value.lower() in _YES
+
+
+def _matches(pattern: str, path: str) -> bool:
+    """Whether a module path fits a pattern of names, ``*`` and ranges of numbers."""
+    wanted, parts = pattern.split("."), path.split(".")
+    if len(wanted) != len(parts):
+        return fnmatch.fnmatchcase(path, pattern)
+    for want, part in zip(wanted, parts, strict=True):
+        span = re.fullmatch(r"(\d+)-(\d+)", want)
+        if span and part.isdecimal():
+            if not int(span[1]) <= int(part) <= int(span[2]):
+                return False
+        elif not fnmatch.fnmatchcase(part, want):
+            return False
+    return True
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as runs, first and last."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs

@@ -1,0 +1,268 @@
+"""One choice for every node of a choice graph, by integer programming.
+
+For every node i and choice c a 0-1 variable ``x[i, c]``, for every link from i to j and every pair
+of layouts (given s, wanted t) an amount ``e[s, t]``::
+
+    sum_c x[i, c] = 1                                        (``_choose``)
+    sum_t e[s, t] = sum of x[i, c] over c that give s        (``_transport``)
+    sum_s e[s, t] = sum of x[j, c] over c that want t
+    e[s, t] <= r[s, t]     r: one redistribution for all readers in a segment (and phase)
+    sum of bytes x <= the memory bound
+    least  sum of node seconds x + sum of redistribution seconds r
+
+The amounts need not be integer: with the x fixed, transport leaves them one value. The relaxation
+is nearly tight (usually it is integer), so HiGHS needs few nodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from meshwright.solvers.choices import ChoiceGraph, ChoiceNode, Link
+from meshwright.solvers.ilp import IntegerProgram, IntegerSolution
+from meshwright.solvers.segment_prices import ChoicePrices
+from meshwright.spmd.layout import MICRO, Layout
+from meshwright.spmd.redistribute import StepKind, plan_steps
+
+__all__ = ["GraphChoice", "SegmentProgram"]
+
+_GAP, _BOUNDED_GAP = 1e-4, 2e-3
+"""Relative gaps that count as optimal. Under a memory bound the program has a knapsack in it, whose
+last thousandths cost most of the time."""
+
+_Wanted = tuple[Layout, frozenset[str], frozenset[str]]
+"""Layout, axes that must be partial, axes that must not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphChoice:
+    """A solution."""
+
+    picks: tuple[int, ...]
+    """Choice of each node."""
+    step_s: float
+    """Objective: all micro-batches, and what is done once in a step; one rank does everything."""
+    bound_s: float
+    repeated_s: float
+    """Of ``step_s`` what every micro-batch repeats."""
+    memory_bytes: float
+    """Parameters, gradients, optimizer state and kept activations of all segments."""
+    is_proven: bool
+
+
+class SegmentProgram:
+    """The integer program of one choice graph; solved again for other memory bounds."""
+
+    def __init__(
+        self, graph: ChoiceGraph, prices: ChoicePrices, *, micro_batches_in_flight: float
+    ) -> None:
+        """Build the program; ``micro_batches_in_flight`` keep their activations at once."""
+        self._graph, self._prices = graph, prices
+        self._micro = graph.axis_sizes[MICRO]
+        self._program = IntegerProgram()
+        self._x: list[list[int]] = []
+        self._bytes: dict[int, float] = {}
+        self._once_costs: dict[int, float] = {}
+        self._in_flight = micro_batches_in_flight
+        self._choose()
+        groups: defaultdict[tuple[int, int, int], list[Link]] = defaultdict(list)
+        for link in graph.links:
+            if link.operand < 0:
+                self._gradient(link)
+                continue
+            target = graph.nodes[link.target]
+            groups[link.source, link.result, target.segment_class].append(link)
+        for links in groups.values():
+            self._transport(links)
+        self._memory_row = self._program.row(
+            ((x, size / self._unit_bytes) for x, size in self._bytes.items() if size),
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Variables and rows."""
+        return self._program.num_variables, self._program.num_rows
+
+    @property
+    def least_memory_bytes(self) -> float:
+        """No choice needs fewer bytes."""
+        return sum(min(self._bytes[x] for x in xs) for xs in self._x)
+
+    def solve(
+        self, *, memory_bytes: float | None = None, time_limit_s: float | None = None
+    ) -> GraphChoice | None:
+        """The fastest choice within a memory bound; ``None`` where there is none in time."""
+        upper = math.inf if memory_bytes is None else memory_bytes / self._unit_bytes
+        self._program.set_row(self._memory_row, upper=upper)
+        gap = _GAP if memory_bytes is None else _BOUNDED_GAP
+        found = self._program.minimize(time_limit_s=time_limit_s, relative_gap=gap)
+        return self._read(found) if found.is_found else None
+
+    def _read(self, found: IntegerSolution) -> GraphChoice:
+        picks = tuple(
+            next(number for number, x in enumerate(xs) if found.is_set(x)) for xs in self._x
+        )
+        memory = sum(
+            self._bytes.get(xs[pick], 0.0) for xs, pick in zip(self._x, picks, strict=True)
+        )
+        return GraphChoice(
+            picks=picks,
+            step_s=found.objective / self._per_s,
+            bound_s=found.bound / self._per_s,
+            repeated_s=(found.objective - self._once(found)) / self._per_s,
+            memory_bytes=memory,
+            is_proven=found.status == "optimal",
+        )
+
+    def _once(self, found: IntegerSolution) -> float:
+        """Of the objective what is done once in a step."""
+        return sum(cost * float(found.values[x]) for x, cost in self._once_costs.items())
+
+    # Nodes -------------------------------------------------------------------------------------
+
+    def _choose(self) -> None:
+        graph, prices = self._graph, self._prices
+        parameters = [node for node in graph.nodes if node.is_parameter]
+        of_parameter = dict(
+            zip((n.value for n in parameters), prices.parameters(parameters), strict=True)
+        )
+        kept = prices.kept_results()
+        seconds: list[list[float]] = []
+        sizes: list[list[float]] = []
+        for number, node in enumerate(graph.nodes):
+            if node.is_parameter:
+                found = of_parameter[node.value]
+                seconds.append([node.weight * s for s in found.step_s])
+                sizes.append([node.weight * size for size in found.num_bytes])
+                continue
+            times = node.weight * self._micro
+            seconds.append([times * prices.operator_s(node, c) for c in node.choices])
+            flight = node.weight * self._in_flight
+            results = kept.get(number, ())
+            sizes.append([flight * prices.kept_bytes(c, results, node) for c in node.choices])
+        total_s = sum(max(row) for row in seconds)
+        self._per_s = 1e4 / total_s if total_s else 1.0
+        self._unit_bytes = max(sum(max(row) for row in sizes) / 1e4, 1.0)
+        for node, row_s, row_bytes in zip(graph.nodes, seconds, sizes, strict=True):
+            xs = [self._program.variable(cost=s * self._per_s) for s in row_s]
+            if node.is_parameter:
+                costs = (s * self._per_s for s in row_s)
+                self._once_costs.update(zip(xs, costs, strict=True))
+            self._program.choose_one(xs)
+            self._x.append(xs)
+            self._bytes.update(zip(xs, row_bytes, strict=True))
+
+    # Links -------------------------------------------------------------------------------------
+
+    def _transport(self, links: Sequence[Link]) -> None:
+        """Redistributions of one result to its readers in one segment.
+
+        Readers in one phase share them; exchanges (all-to-all) both phases share.
+        """
+        given = self._given(links[0])
+        shared: dict[tuple[Layout, Layout, bool], int] = {}
+        for link in links:
+            wanted = self._wanted(link)
+            cost = {
+                (s, t): self._convert_s(link, s, t) * link.weight * self._micro * self._per_s
+                for s in given
+                for t in wanted
+            }
+            if not any(cost.values()):
+                continue
+            amounts: dict[tuple[Layout, _Wanted], int] = {}
+            for (s, t), price in cost.items():
+                if price == math.inf:
+                    continue
+                own = price if len(links) == 1 else 0.0
+                amount = self._program.variable(cost=own, is_integer=False)
+                amounts[s, t] = amount
+                if len(links) > 1 and price:
+                    phase = link.is_backward and not is_exchange(s, t[0])
+                    key = (s, t[0], phase)
+                    if key not in shared:
+                        shared[key] = self._program.variable(cost=price, is_integer=False)
+                    self._program.row([(amount, 1.0), (shared[key], -1.0)], upper=0.0)
+            self._balance(given, wanted, amounts)
+
+    def _balance(
+        self,
+        given: dict[Layout, list[int]],
+        wanted: dict[_Wanted, list[int]],
+        amounts: dict[tuple[Layout, _Wanted], int],
+    ) -> None:
+        for s, xs in given.items():
+            row = [(amounts[s, t], 1.0) for t in wanted if (s, t) in amounts]
+            self._program.row([*row, *((x, -1.0) for x in xs)], lower=0.0, upper=0.0)
+        for t, xs in wanted.items():
+            row = [(amounts[s, t], 1.0) for s in given if (s, t) in amounts]
+            self._program.row([*row, *((x, -1.0) for x in xs)], lower=0.0, upper=0.0)
+
+    def _given(self, link: Link) -> dict[Layout, list[int]]:
+        """Layouts the source gives, and the choices that give each."""
+        found: defaultdict[Layout, list[int]] = defaultdict(list)
+        node = self._graph.nodes[link.source]
+        for x, choice in zip(self._x[link.source], node.choices, strict=True):
+            layout = choice.results[link.result]
+            assert layout is not None
+            found[layout].append(x)
+        return dict(found)
+
+    def _wanted(self, link: Link) -> dict[_Wanted, list[int]]:
+        """Layouts the target wants, in the source's places, and the choices that want each."""
+        found: defaultdict[_Wanted, list[int]] = defaultdict(list)
+        node = self._graph.nodes[link.target]
+        passes = self._passing_axes(node, link.operand)
+        for x, choice in zip(self._x[link.target], node.choices, strict=True):
+            must = frozenset(axis for axis, where in choice.carried if link.operand in where)
+            labelled = {axis for axis, _ in choice.labels}
+            never = frozenset(passes) - must - labelled
+            layout = link.unseen(choice.operands[link.operand])
+            found[layout, must, never].append(x)
+        return dict(found)
+
+    def _passing_axes(self, node: ChoiceNode, operand: int) -> set[str]:
+        """Axes on which partial sums of this operand alone pass through, so nothing else may be."""
+        return {
+            axis
+            for choice in node.choices
+            for axis, where in choice.carried
+            if where == frozenset({operand})
+        }
+
+    def _convert_s(self, link: Link, given: Layout, wanted: _Wanted) -> float:
+        layout, must, never = wanted
+        if link.is_storing and given.shards != layout.shards:
+            return math.inf
+        partial = {axis for axis, _ in given.partial}
+        if not must <= partial or never & partial:
+            return math.inf
+        return self._prices.convert_s(link.value, given, layout)
+
+    def _gradient(self, link: Link) -> None:
+        """The way of a gradient to its parameter's layout."""
+        given = self._given(link)
+        stored: dict[_Wanted, list[int]] = {}
+        node = self._graph.nodes[link.target]
+        for x, choice in zip(self._x[link.target], node.choices, strict=True):
+            layout = choice.results[0]
+            assert layout is not None
+            stored.setdefault((layout, frozenset(), frozenset()), []).append(x)
+        amounts: dict[tuple[Layout, _Wanted], int] = {}
+        for s in given:
+            for t in stored:
+                each_s, once_s = self._prices.gradient_s(link, s, t[0])
+                per = link.weight * self._per_s
+                price = (each_s * self._micro + once_s) * per
+                if price != math.inf:
+                    amounts[s, t] = self._program.variable(cost=price, is_integer=False)
+                    self._once_costs[amounts[s, t]] = once_s * per
+        self._balance(given, stored, amounts)
+
+
+def is_exchange(source: Layout, target: Layout) -> bool:
+    """Whether the redistribution is nothing but all-to-all."""
+    return {step.kind for step in plan_steps(source, target)} == {StepKind.ALL_TO_ALL}

@@ -1,0 +1,163 @@
+"""Which skeletons a context has, and which strategies a segment may choose on one.
+
+A skeleton fixes the mesh, the number of stages and of micro-batches. On its ``tp`` axis a segment
+may be split by tensors, with the sequence or without, take other samples (``batch``), or do the
+same on every device (``replicate``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+from meshwright.graph.dimensions import BATCH, SEQUENCE
+from meshwright.plans.plan import AXIS_NAMES, Recompute
+from meshwright.solvers.base import SearchContext
+from meshwright.solvers.decision import Labels, Sharding, Skeleton, Strategy
+from meshwright.solvers.space import (
+    divisors,
+    largest_divisor,
+    tensor_labels,
+    tensor_parallel_sizes,
+)
+
+__all__ = ["EXPERTS", "Mesh", "meshes", "shardings_for", "skeletons", "strategies_for"]
+
+EXPERTS = "experts"
+
+_MIN_TOKENS = 512
+"""Context parallelism leaves every rank at least so many tokens of a sequence: with fewer, the
+operators are too small for a device."""
+
+Mesh = tuple[tuple[tuple[str, int], ...], int]
+"""Sizes of the axes that shard segments (``cp``, ``ep``, ``tp``), and the number of stages."""
+
+
+def meshes(context: SearchContext) -> Iterator[Mesh]:
+    """Every way of dividing the devices but for data parallelism, simple ones first."""
+    found = []
+    num_devices = context.cluster.num_devices
+    num_segments = len(context.model.segment_classes)
+    for tp in tensor_parallel_sizes(context):
+        for cp in _context_sizes(context, num_devices // tp):
+            for ep in _expert_sizes(context, num_devices // (tp * cp)):
+                for pp in divisors(num_devices // (tp * cp * ep)):
+                    if pp <= num_segments:
+                        found.append(((("cp", cp), ("ep", ep), ("tp", tp)), pp))
+    found.sort(key=lambda mesh: ([size > 1 for _, size in mesh[0]], mesh[1] > 1, mesh[1], mesh[0]))
+    yield from found
+
+
+def skeletons(context: SearchContext) -> Iterator[Skeleton]:
+    """Every skeleton the pins allow, simple ones first; the most micro-batches first."""
+    for sizes, num_stages in meshes(context):
+        yield from skeletons_of(context, (sizes, num_stages))
+
+
+def skeletons_of(context: SearchContext, mesh: Mesh) -> Iterator[Skeleton]:
+    """The skeletons of one mesh: data parallelism as far as the batch divides."""
+    sizes, num_stages = dict(mesh[0]), mesh[1]
+    inner = sizes["cp"] * sizes["ep"] * sizes["tp"]
+    batch = context.batch // sizes["ep"]
+    ways = largest_divisor(batch, at_most=context.cluster.num_devices // (inner * num_stages))
+    splits = divisors(batch // ways) if context.can_split_step else (1,)
+    for count in reversed(splits):
+        allowed = False
+        for dp_shard in _shard_sizes(context, ways, inner):
+            skeleton = Skeleton.of(
+                {**sizes, "dp_replicate": ways // dp_shard, "dp_shard": dp_shard},
+                num_stages=num_stages,
+                num_microbatches=count,
+            )
+            if (dp_shard > 1 or not allowed) and context.allows(skeleton):
+                allowed = True
+                yield skeleton
+
+
+def _shard_sizes(context: SearchContext, ways: int, inner: int) -> tuple[int, ...]:
+    """Sizes of ``dp_shard``: all data-parallel ranks, those of one host, and last none."""
+    host = max(host.num_devices for host in context.cluster.hosts)
+    near = max(d for d in divisors(ways) if d <= max(1, host // inner))
+    return (*sorted({ways, near} - {1}, reverse=True), 1)
+
+
+def _context_sizes(context: SearchContext, at_most: int) -> tuple[int, ...]:
+    sequence = context.model.labels.sequence
+    if sequence is None:
+        return (1,)
+    length = context.model.analysis.class_size[sequence]
+    return tuple(
+        ways
+        for ways in divisors(at_most)
+        if ways == 1 or (length % ways == 0 and length // ways >= _MIN_TOKENS)
+    )
+
+
+def _expert_sizes(context: SearchContext, at_most: int) -> tuple[int, ...]:
+    sizes = {
+        context.model.analysis.class_size[dimension_class]
+        for names in context.model.labels.by_segment
+        for label, dimension_class in names.items()
+        if label.rstrip("0123456789") == EXPERTS
+    }
+    return tuple(
+        ways
+        for ways in divisors(at_most)
+        if ways == 1 or (context.batch % ways == 0 and any(size % ways == 0 for size in sizes))
+    )
+
+
+# Strategies --------------------------------------------------------------------------------------
+
+
+def shardings_for(context: SearchContext, skeleton: Skeleton) -> tuple[Sharding, ...]:
+    """Ways of sharding all segments on the skeleton's mesh, the first of them always useful."""
+    sizes = skeleton.sizes
+    if sizes["tp"] == 1:
+        return (_sharding(context, skeleton, "plain"),)
+    names = ["tensor", "tensor+sequence", "batch", "replicate"]
+    batch = context.batch
+    used = sizes["dp_replicate"] * sizes["dp_shard"] * sizes["ep"] * skeleton.num_microbatches
+    if batch % (used * sizes["tp"]):
+        names.remove("batch")
+    found = {name: _sharding(context, skeleton, name) for name in names}
+    if found["tensor"].by_class == found["tensor+sequence"].by_class:
+        del found["tensor+sequence"]
+    return tuple(found.values())
+
+
+def strategies_for(context: SearchContext, skeleton: Skeleton) -> tuple[Strategy, ...]:
+    """Everything a segment may do on the skeleton and the pins allow."""
+    stages = (0, 1, 2, 3) if skeleton.sizes["dp_shard"] > 1 else (0,)
+    every = (
+        Strategy(sharding=sharding, zero_stage=zero_stage, recompute=recompute)
+        for sharding, zero_stage, recompute in product(
+            shardings_for(context, skeleton), stages, Recompute
+        )
+    )
+    return tuple(strategy for strategy in every if context.allows_strategy(strategy))
+
+
+def _sharding(context: SearchContext, skeleton: Skeleton, name: str) -> Sharding:
+    sizes = skeleton.sizes
+    by_class: list[Labels] = []
+    for segment in context.model.segmentation.representatives():
+        names = context.model.labels.by_segment[segment.index]
+        batch = (BATCH,) if BATCH in names else ()
+        experts = tuple(label for label in names if label.rstrip("0123456789") == EXPERTS)
+        heads = tuple(label for label in names if label.rstrip("0123456789") == "heads")
+        sequence = (SEQUENCE,) if SEQUENCE in names else ()
+        tensor = {
+            "tensor": tuple(tensor_labels(names, sequence_parallel=False)),
+            "tensor+sequence": tuple(tensor_labels(names, sequence_parallel=True)),
+            "batch": batch,
+        }.get(name, ())
+        wanted = {
+            "dp_replicate": batch,
+            "dp_shard": batch,
+            "cp": (*sequence, *heads),
+            "ep": (*experts, *batch),
+            "tp": tensor,
+        }
+        by_class.append(tuple((axis, wanted[axis]) for axis in AXIS_NAMES if sizes[axis] > 1))
+    return Sharding(name=name, by_class=tuple(by_class))
