@@ -143,6 +143,7 @@ class StageExecutor(Generic[V]):
             num_microbatches=num_microbatches,
             incoming=program.incoming,
             outgoing=program.outgoing,
+            depth=program.depth,
         )
         if num_microbatches > 1 and len(program.accumulators) != len(program.running_sums):
             raise PlanRefused(

@@ -7,7 +7,8 @@ Held for each parameter, by ZeRO stage:
     3       the chunk
 
 In bf16 and fp16 the optimizer updates an fp32 copy of what it would update otherwise, and for
-ZeRO 1 and 2 that copy replaces the chunk, which exists only while it is published.
+ZeRO 1 and 2 that copy replaces the chunk, which exists only while it is published. With offload the
+optimizer updates a copy in the host's memory in the same way, in fp32 or the parameter's own type.
 """
 
 from __future__ import annotations
@@ -190,6 +191,7 @@ class RankState:
         """``source`` gives full parameters, buffers and constants by name; asked one by one."""
         self.program = program
         self.coordinate = coordinate
+        self._device = device
         self.held: dict[int, Tensor] = {}
         self._updated: dict[str, Tensor] = {}
         for slot in program.parameters:
@@ -214,7 +216,7 @@ class RankState:
         local = _own(
             slice_tensor(full, slot.shard, self.coordinate, slot.name), slot.full.dtype, device
         )
-        is_low = local.dtype in _LOW_PRECISION
+        has_copy = slot.offload or local.dtype in _LOW_PRECISION
         if slot.zero is None:
             self.held[slot.local] = self.held[slot.stored] = self.held[slot.optimized] = local
             updated = local
@@ -226,10 +228,14 @@ class RankState:
                 self.held[slot.stored] = self.held[slot.optimized] = chunk
             else:
                 self.held[slot.local] = self.held[slot.stored] = local
-                if not is_low:
+                if not has_copy:
                     self.held[slot.optimized] = chunk
             updated = chunk
-        self._updated[slot.name] = updated.float() if is_low else updated
+        if has_copy:
+            dtype = torch.float32 if local.dtype in _LOW_PRECISION else local.dtype
+            place = torch.device("cpu") if slot.offload else device
+            updated = updated.to(place, dtype, copy=True)
+        self._updated[slot.name] = updated
 
     def optimizer_step(self, gradients: Mapping[str, Tensor]) -> None:
         """Update ``optimized`` values with ``gradients``, by parameter name.
@@ -240,7 +246,7 @@ class RankState:
             return
         for name, updated in self._updated.items():
             gradient = gradients.get(name)
-            updated.grad = None if gradient is None else gradient.to(updated.dtype)
+            updated.grad = None if gradient is None else gradient.to(updated)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         for slot in self.program.parameters:
@@ -251,7 +257,9 @@ class RankState:
     def to_publish(self) -> dict[int, Tensor]:
         """The ``optimized`` values of ZeRO 1 and 2, in the model's element type."""
         return {
-            slot.optimized: self._updated[slot.name].to(getattr(torch, slot.full.dtype))
+            slot.optimized: self._updated[slot.name].to(
+                self._device, getattr(torch, slot.full.dtype)
+            )
             for slot in self.program.parameters
             if slot.zero is not None and slot.zero_stage < 3
         }
@@ -269,7 +277,7 @@ class RankState:
                 self._hold(slot, value)
 
     def optimized(self, name: str) -> Tensor:
-        """What the optimizer updates for parameter ``name`` (the fp32 copy in bf16 and fp16)."""
+        """What the optimizer updates for parameter ``name``: its own copy, where it has one."""
         return self._updated[name]
 
     @property
@@ -282,11 +290,13 @@ class RankState:
     def optimizer_bytes(self) -> int:
         """Bytes the optimizer needs beside the parameters: chunks, fp32 copies, its state.
 
-        The scalar step counters of ``torch.optim`` are left out.
+        The scalar step counters of ``torch.optim`` are left out, and what is offloaded.
         """
         stored = {id(self.held[slot.stored]) for slot in self.program.parameters}
-        extra = [t for t in self._updated.values() if id(t) not in stored]
-        state = [] if self._optimizer is None else list(self._optimizer.state.values())
+        own = [self._updated[slot.name] for slot in self.program.parameters if not slot.offload]
+        extra = [tensor for tensor in own if id(tensor) not in stored]
+        states = {} if self._optimizer is None else self._optimizer.state
+        state = [states[tensor] for tensor in own if tensor in states]
         kept = [
             tensor
             for tensor in itertools.chain.from_iterable(entry.values() for entry in state)

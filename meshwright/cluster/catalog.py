@@ -179,6 +179,7 @@ def _entries() -> dict[str, CatalogEntry]:
 def _entry(name: str, raw: dict[str, Any]) -> CatalogEntry:
     launch = _raw()["launch"]
     domain = raw.get("domain")
+    to_host = _links()[raw["to_host"]]
     return CatalogEntry(
         device=Device(
             name=name,
@@ -186,7 +187,9 @@ def _entry(name: str, raw: dict[str, Any]) -> CatalogEntry:
             memory_bytes_per_s=raw["memory_bytes_per_s"],
             flop_per_s=dict(raw["flop_per_s"]),
             launch_latency_s=launch["latency_s"],
-            source=f"{raw['source']}; launch: {launch['source']}; read {_raw()['date_read']}",
+            to_host_bytes_per_s=to_host.bytes_per_s,
+            source=f"{raw['source']}; launch: {launch['source']}; to the host: {to_host.source}; "
+            f"read {_raw()['date_read']}",
         ),
         aliases=tuple(raw["aliases"]),
         driver_names=tuple(raw["driver_names"]),

@@ -73,6 +73,7 @@ class _DeviceForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     memory_bytes_per_s: _Positive
     flop_per_s: dict[str, _Positive]
     launch_latency_s: _NotNegative
+    to_host_bytes_per_s: _NotNegative = 0.0
     source: str = ""
 
 
@@ -233,6 +234,7 @@ def _build_device(form: _DeviceForm, *, where: str) -> Device:
             memory_bytes_per_s=form.memory_bytes_per_s,
             flop_per_s=dict(form.flop_per_s),
             launch_latency_s=form.launch_latency_s,
+            to_host_bytes_per_s=form.to_host_bytes_per_s,
             source=form.source or "the user's cluster file",
         )
     except BadClusterFile as error:
@@ -260,6 +262,7 @@ def _device_to_dict(device: Device) -> dict[str, Any]:
         "memory_bytes_per_s": device.memory_bytes_per_s,
         "flop_per_s": dict(device.flop_per_s),
         "launch_latency_s": device.launch_latency_s,
+        "to_host_bytes_per_s": device.to_host_bytes_per_s,
         "source": device.source,
     }
 

@@ -53,6 +53,9 @@ class Device:
     """Host time of starting one operator."""
     source: str
     """Where the figures stand, with the date they were read."""
+    to_host_bytes_per_s: float = 0.0
+    """To the memory of its host and back, each direction; 0 where it is the host's memory already,
+    or nothing is known."""
 
     def __post_init__(self) -> None:
         where = f"device {self.name!r}"
@@ -61,6 +64,7 @@ class Device:
         _require_positive(where, "memory_bytes", self.memory_bytes)
         _require_positive(where, "memory_bytes_per_s", self.memory_bytes_per_s)
         _require_not_negative(where, "launch_latency_s", self.launch_latency_s)
+        _require_not_negative(where, "to_host_bytes_per_s", self.to_host_bytes_per_s)
         if "float32" not in self.flop_per_s:
             raise BadClusterFile(f"{where}: flop_per_s lacks 'float32'; give at least that rate")
         for dtype, rate in self.flop_per_s.items():

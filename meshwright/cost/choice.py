@@ -10,7 +10,7 @@ from meshwright.cost.columns import FloatArray, IntArray
 from meshwright.cost.memory import StageMemory
 from meshwright.cost.reduction import stages_of
 from meshwright.cost.table import Split
-from meshwright.plans.plan import Recompute, ScheduleName
+from meshwright.plans.plan import Compression, Recompute, ScheduleName
 
 __all__ = ["TIME_CAUSES", "Choice", "StepCost"]
 
@@ -47,8 +47,17 @@ class Choice:
     """One for each stage, where stages have meshes of their own; empty: ``split``."""
     batch_shares: tuple[tuple[float, ...], ...] = ()
     """For each stage the share of the samples each of its hosts takes; empty: even."""
+    relays: bool = False
+    """Stages only know their neighbors and pass on what skips them: a linear pipeline, the baseline
+    of pipelines on the graph's own shape."""
     token_slices: tuple[int, ...] = ()
     """Tokens of each slice of the sequence that the pipeline runs by itself; empty: whole."""
+
+    offloaded: tuple[bool, ...] = ()
+    """For each segment whether its optimizer state is on the host; empty: none is."""
+
+    pipeline_compression: Compression = Compression.NONE
+    """Of what passes between stages; collectives' own is the split's."""
 
     def stage_of(self, num_segments: int) -> IntArray:
         """(segments,) stage of each segment."""

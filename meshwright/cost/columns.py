@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from meshwright.cost.neighbors import exchanges_of
 from meshwright.graph.attention import AttentionFinder
 from meshwright.graph.opgraph import DTYPE_BYTES, OutputRole
 from meshwright.graph.rules.base import Variant
@@ -253,6 +254,7 @@ class _Builder:
             flop[row] = op.flop / divisor
             self._bytes(row, node, num_bytes)
             self._inside(row, node)
+            self._exchanges(row, node)
             is_kept[row] = op.target.split(".")[1] in KEPT_BY_SELECTIVE
         nodes = NodeColumns(
             segment=segment,
@@ -337,6 +339,14 @@ class _Builder:
             divisor, index = self.scale(axis for axis, _ in node.choice if axis not in axes)
         for _ in range(count):
             self._collective(row, CollectiveKind.ALL_REDUCE, axes, size / divisor, index)
+
+    def _exchanges(self, row: int, node: OpNode) -> None:
+        """Halos and rings of an operator."""
+        for item in exchanges_of(self.sharded, node):
+            axes = self.sharded.layouts[item.value].sharding_axes
+            divisor, index = self.scale(axis for axis in axes if axis not in item.undivided)
+            size = item.share * self.sizes[self.sharded.graph_value[item.value]]
+            self._collective(row, item.kind, item.axes, size / divisor, index)
 
     def _collective(
         self, row: int, kind: CollectiveKind, axes: tuple[str, ...], size: float, index: int

@@ -63,7 +63,10 @@ def split_of(plan: ParallelPlan) -> Split:
     """The plan's mesh and micro-batches."""
     sizes = zip(AXIS_NAMES, plan.mesh.stage_shape, strict=True)
     return Split(
-        axis_sizes=tuple(sizes), num_microbatches=plan.num_microbatches, num_stages=plan.mesh.pp
+        axis_sizes=tuple(sizes),
+        num_microbatches=plan.num_microbatches,
+        num_stages=plan.mesh.pp,
+        compression=plan.communication.tensor_parallel,
     )
 
 
@@ -83,6 +86,8 @@ def choice_of(plan: ParallelPlan, segment_classes: Sequence[int]) -> Choice:
         stage_splits=_stage_splits(plan),
         batch_shares=tuple(tuple(stage.batch_shares) for stage in plan.stages),
         token_slices=tuple(plan.token_slices),
+        offloaded=tuple(entry.offload for entry in entries),
+        pipeline_compression=plan.communication.pipeline,
     )
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from meshwright.cost.columns import FloatArray, IntArray, ParameterColumns
+from meshwright.cost.offload import with_offload
 from meshwright.plans.plan import OptimizerName, OptimizerSpec
 from meshwright.spmd.parameters import ZERO_AXIS, choose_zero_shard
 
@@ -48,6 +49,10 @@ class ParameterState:
     """Temporaries of the optimizer's step."""
     step_traffic_bytes: FloatArray
     """Read and written by the optimizer's step."""
+    host_link_bytes: FloatArray
+    """Gradients and parameters that go to the host and back in each step (``cost.offload``)."""
+    host_step_bytes: FloatArray
+    """Read and written by the host's step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +94,17 @@ class ParameterTable:
         return self._chunks[dp_shard]
 
     def state(
-        self, zero_stages: Sequence[int], *, dp_shard: int, optimizer: OptimizerSpec
+        self,
+        zero_stages: Sequence[int],
+        *,
+        dp_shard: int,
+        optimizer: OptimizerSpec,
+        offloaded: Sequence[bool] = (),
     ) -> ParameterState:
-        """Bytes per parameter; ``zero_stages`` holds one entry for each segment."""
+        """Bytes per parameter.
+
+        ``zero_stages`` and ``offloaded`` (empty: none) hold one entry for each segment.
+        """
         columns = self.columns
         zero = np.array([*zero_stages, 0], dtype=np.int64)[columns.first_segment]
         has_dims = np.array([bool(shape) for shape in columns.shapes], dtype=np.bool_)
@@ -105,7 +118,7 @@ class ParameterTable:
         rounded = self._rounded
         cast = np.where(low & columns.has_gradient, rounded(chunk * _FLOAT32_BYTES), 0)
         temporary = optimizer.name == OptimizerName.ADAMW
-        return ParameterState(
+        found = ParameterState(
             zero_stage=zero,
             local_bytes=self._elements * item,
             chunk_bytes=chunk * item,
@@ -119,7 +132,12 @@ class ParameterTable:
             ),
             step_bytes=cast + (rounded(chunk * state_item) if temporary else 0.0),
             step_traffic_bytes=chunk * (_accesses(optimizer) * state_item + np.where(low, 12, 0)),
+            host_link_bytes=np.zeros(len(chunk)),
+            host_step_bytes=np.zeros(len(chunk)),
         )
+        if not any(offloaded):
+            return found
+        return with_offload(found, np.array([*offloaded, False])[columns.first_segment])
 
     def _rounded(self, num_bytes: FloatArray) -> FloatArray:
         return np.ceil(num_bytes / 512) * 512 if self._is_rounded else num_bytes

@@ -314,21 +314,32 @@ def step_lower_bound_s(
     num_microbatches: int,
     *,
     stage_inputs: StageInputs | None = None,
+    num_groups: int | None = None,
+    is_split: bool = False,
 ) -> float:
-    """No schedule that runs whole backwards, one stage on each device group, ends earlier.
+    """No schedule ends earlier.
 
-    Stage s waits for the first micro-batch to walk through the stages before it, works on all of
-    them, and then the last one walks back; and one micro-batch alone passes every stage twice. On a
-    graph of stages the longest way counts.
+    A device group waits for the first micro-batch to walk through the stages before its first one,
+    works on all micro-batches, and then the last one walks back; and one micro-batch alone passes
+    every stage twice. On a graph of stages the longest way counts. Where the backward is split
+    (``is_split``) gradients of parameters may overlap the walk back, and only the way there counts.
+
+    Args:
+        forward_s: of one micro-batch on each stage.
+        backward_s: likewise.
+        num_microbatches: micro-batches of a step.
+        stage_inputs: who waits for whom; left out, every stage for the one before.
+        num_groups: device groups, stage i on group ``i mod num_groups``; left out, one for each.
+        is_split: gradients of parameters may be put off.
     """
+    groups = len(forward_s) if num_groups is None else num_groups
+    own_s = [f + b for f, b in zip(forward_s, backward_s, strict=True)]
+    inputs = chain(len(own_s)) if stage_inputs is None else stage_inputs
     walk_s: list[float] = []
     bound_s = 0.0
-    inputs = chain(len(forward_s)) if stage_inputs is None else stage_inputs
-    for stage, (own_forward_s, own_backward_s) in enumerate(
-        zip(forward_s, backward_s, strict=True)
-    ):
-        own_s = own_forward_s + own_backward_s
+    for stage, passing_s in enumerate(forward_s if is_split else own_s):
         before_s = max((walk_s[source] for source in inputs[stage]), default=0.0)
-        bound_s = max(bound_s, before_s + num_microbatches * own_s)
-        walk_s.append(before_s + own_s)
+        work_s = sum(own_s[stage::groups]) if stage < groups else own_s[stage]
+        bound_s = max(bound_s, before_s + num_microbatches * work_s)
+        walk_s.append(before_s + passing_s)
     return max(bound_s, *walk_s)

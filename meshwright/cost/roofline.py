@@ -50,6 +50,8 @@ class Roofline:
     launch_latency_s: float
     queue_runs_ahead: bool
     """Launches hide behind the device's work."""
+    to_host_bytes_per_s: float = 0.0
+    """Reached to and from the host's memory, efficiency included; 0: no way there."""
 
     def device_time_s(
         self, flop: NDArray[np.float64], num_bytes: NDArray[np.float64]
@@ -82,4 +84,5 @@ def roofline_of(device: Device, dtype: str) -> Roofline:
         * (_CPU_MEMORY_EFFICIENCY if is_cpu else _GPU_MEMORY_EFFICIENCY),
         launch_latency_s=device.launch_latency_s,
         queue_runs_ahead=not is_cpu,
+        to_host_bytes_per_s=device.to_host_bytes_per_s * _GPU_MEMORY_EFFICIENCY,
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from meshwright.cost.collectives import CollectivePrices
 from meshwright.cost.columns import FloatArray, IntArray, sums_by
+from meshwright.cost.offload import offload_time_s
 from meshwright.cost.parameters import ParameterState, StageParameters
 from meshwright.cost.reduction import DataTraffic, Payload, traffic_times_s
 from meshwright.cost.roofline import Roofline
@@ -17,11 +18,11 @@ from meshwright.plans.plan import Recompute
 
 __all__ = ["StageOrder", "StageWork", "merged_columns", "stage_work"]
 
-_OVERLAP_FRACTION = 0.8
+OVERLAP_FRACTION = 0.8
 """Share of a function's compute that communication started early can hide behind. Assumption: the
 first bucket is ready only after the first backward segment, and the last has nothing behind it."""
 
-_OVERLAP_SLOWDOWN = 0.19
+OVERLAP_SLOWDOWN = 0.19
 """Compute slows by this much while a collective runs beside it (arXiv 2507.03114, average)."""
 
 
@@ -63,10 +64,9 @@ class StageWork:
     tail: dict[str, FloatArray]
     """Once, after the last backward; the prologue too."""
     parts: dict[str, FloatArray] = field(default_factory=dict)
-    """What the zero-bubble schedule and token slices ask of one micro-batch besides: ``weight``,
-    the part of the backward that can be put off; and for either phase ``forward_...`` or
-    ``backward_...`` of ``attention``, ``latency`` (of collectives), ``host`` (of all launches);
-    ``hides`` is 1 where launches hide behind the device's work."""
+    """What is asked for of one micro-batch besides. ``weight``: the part of the backward that can
+    be put off. For token slices: sums of ``CostTable.slice_times``, and ``hides``, 1 where launches
+    hide behind the device's work."""
 
     def own_s(self, num_microbatches: int) -> FloatArray:
         """(stages,) what a stage works in one step."""
@@ -101,7 +101,8 @@ def stage_work(
     state: ParameterState,
     placed: StageParameters,
     tied_s: FloatArray,
-    with_parts: bool = False,
+    with_weight: bool = False,
+    with_slices: bool = False,
 ) -> StageWork:
     """Work of every stage, as if each had ``table`` and ``split``.
 
@@ -117,7 +118,8 @@ def stage_work(
         state: bytes of every parameter.
         placed: which parameters live where.
         tied_s: (stages,) seconds of exchanging tied gradients.
-        with_parts: fill in ``StageWork.parts``.
+        with_weight: say which part of the backward can be put off.
+        with_slices: say what token slices take.
     """
     size = len(order.starts)
     times = {
@@ -158,26 +160,41 @@ def stage_work(
         "zero_gather": exposed_s(gather(traffic.backward_gather), backward_s, hides),
         "dp_communication": exposed_s(every_s, backward_s, hides),
     }
-    step_bytes = sums_by(placed.stage, state.step_traffic_bytes[placed.parameter], size)
+
+    def per_stage(amount: FloatArray) -> FloatArray:
+        return sums_by(placed.stage, amount[placed.parameter], size)
+
+    step_bytes = per_stage(state.step_traffic_bytes)
+    offload_s = offload_time_s(
+        per_stage(state.host_link_bytes),
+        per_stage(state.host_step_bytes),
+        link_bytes_per_s=np.array([r.to_host_bytes_per_s for r in rooflines]),
+    )
     tail = {
         "compute": np.array([times[roofline].prologue_s for roofline in rooflines]),
         "dp_communication": exposed_s(reduce(traffic.once), backward_s, hides)
         + gather(traffic.publish[0])
         + tied_s,
-        "optimizer": step_bytes / np.array([r.bytes_per_s for r in rooflines]),
+        "optimizer": step_bytes / np.array([r.bytes_per_s for r in rooflines]) + offload_s,
     }
     parts: dict[str, FloatArray] = {}
-    if with_parts:
-        several = {
-            roofline: table.part_times(split, policies, roofline=roofline, prices=prices)
-            for roofline in set(rooflines)
+    if with_weight:
+        weights = {
+            roofline: order.sums(
+                table.weight_gradient_s(split, policies, roofline=roofline, prices=prices)
+            )
+            for roofline in times
         }
-        for name in next(iter(several.values())).seconds:
-            sums = {
-                roofline: order.sums(found.seconds[name]) for roofline, found in several.items()
-            }
+        found = np.array([weights[roofline][s] for s, roofline in enumerate(rooflines)])
+        parts["weight"] = found + backward["dp_communication"]
+    if with_slices:
+        several = {
+            roofline: table.slice_times(split, policies, roofline=roofline, prices=prices)
+            for roofline in times
+        }
+        for name in several[rooflines[0]]:
+            sums = {roofline: order.sums(each[name]) for roofline, each in several.items()}
             parts[name] = np.array([sums[roofline][s] for s, roofline in enumerate(rooflines)])
-        parts["weight"] = parts["weight"] + backward["dp_communication"]
         parts["hides"] = hides.astype(np.float64)
     return StageWork(forward=forward, backward=backward, tail=tail, parts=parts)
 
@@ -187,5 +204,5 @@ def exposed_s(communication_s: FloatArray, compute_s: FloatArray, hides: np.ndar
 
     On a CPU nothing hides: the cores that compute also move the bytes.
     """
-    hidden = np.where(hides, np.minimum(communication_s, _OVERLAP_FRACTION * compute_s), 0.0)
-    return np.asarray(communication_s - (1 - _OVERLAP_SLOWDOWN) * hidden)
+    hidden = np.where(hides, np.minimum(communication_s, OVERLAP_FRACTION * compute_s), 0.0)
+    return np.asarray(communication_s - (1 - OVERLAP_SLOWDOWN) * hidden)

@@ -21,11 +21,12 @@ from meshwright.cost.breakdown import step_breakdown_s
 from meshwright.cost.choice import TIME_CAUSES, Choice, StepCost
 from meshwright.cost.collectives import CollectivePrices
 from meshwright.cost.columns import FORWARD, FloatArray, IntArray, sums_by
+from meshwright.cost.compression import codec_of
 from meshwright.cost.memory import MemoryRequest, StageMemory, stage_memory
 from meshwright.cost.parameters import ParameterState, StageParameters
 from meshwright.cost.pipeline import Transfers, inputs_of_crossing, step_lower_bound_s
 from meshwright.cost.reduction import DataTraffic, data_traffic
-from meshwright.cost.resharding import resharding_time_s
+from meshwright.cost.resharding import crossing_of, transfer_time_s
 from meshwright.cost.roofline import Roofline, roofline_of
 from meshwright.cost.stage_parts import (
     Places,
@@ -108,9 +109,19 @@ class StepPricer:
         times = table.segment_times(
             choice.split, choice.policies, roofline=roofline, prices=self.prices
         )
-        stages = self._order(choice, table.num_segments).sums(times.total_s)
+        order = self._order(choice, table.num_segments)
+        forward_s = order.sums(
+            times.forward_s + times.forward_launch_s + times.forward_communication_s
+        )
+        num_stages = len(forward_s)
+        crossing = table.crossing_bytes(choice.split, order.stage_of) if num_stages > 1 else {}
         return step_lower_bound_s(
-            stages.tolist(), [0.0] * len(stages), choice.split.num_microbatches
+            forward_s.tolist(),
+            (order.sums(times.total_s) - forward_s).tolist(),
+            choice.split.num_microbatches,
+            stage_inputs=inputs_of_crossing(crossing, num_stages),
+            num_groups=choice.num_groups,
+            is_split=choice.schedule is ScheduleName.ZB_H1,
         )
 
     def state_excess(self, table: CostTable, choice: Choice) -> float:
@@ -174,6 +185,14 @@ class StepPricer:
             capacity_bytes=np.array([part.capacity_bytes for part in parts])[fullest, every],
         )
 
+    def work(self, table: CostTable, choice: Choice) -> StageWork:
+        """Work of every stage of a choice whose stages share a mesh."""
+        tables = [table] * len(choice.starts)
+        order = self._order(choice, table.num_segments)
+        parts = self._parts(tables, choice)
+        works = [self._price_part(part, choice, order)[0] for part in parts]
+        return merged_work(works, slowest_part(parts, works, choice.split.num_microbatches))
+
     def _parts(self, tables: Sequence[CostTable], choice: Choice) -> tuple[StagePart, ...]:
         """The distinct ways in which stages compute."""
         count = len(choice.starts)
@@ -226,7 +245,7 @@ class StepPricer:
         state, placed = self._parameters(table, choice, order.stage_of, split)
         num_stages = len(choice.starts)
         work, traffic = self._work(part, choice, order, state, placed)
-        crossing = table.crossing_bytes(split, order.stage_of) if num_stages > 1 else {}
+        crossing = crossing_of(table, split, order.stage_of, relays=choice.relays)
         passing = np.zeros(num_stages)
         for (_, source, target), num_bytes in crossing.items():
             passing[source] += num_bytes
@@ -284,7 +303,8 @@ class StepPricer:
             state=state,
             placed=placed,
             tied_s=self._tied_s(traffic, choice),
-            with_parts=choice.schedule is ScheduleName.ZB_H1 or bool(choice.token_slices),
+            with_weight=choice.schedule is ScheduleName.ZB_H1,
+            with_slices=bool(choice.token_slices),
         )
         return work, traffic
 
@@ -340,10 +360,13 @@ class StepPricer:
         self, table: CostTable, choice: Choice, stage_of: IntArray, split: Split
     ) -> tuple[ParameterState, StageParameters]:
         dp_shard = split.sizes["dp_shard"]
-        key = (id(table), choice.zero_stages, dp_shard)
+        key = (id(table), choice.zero_stages, dp_shard, choice.offloaded)
         if key not in self._states:
             self._states[key] = table.parameters.state(
-                choice.zero_stages, dp_shard=dp_shard, optimizer=self.optimizer
+                choice.zero_stages,
+                dp_shard=dp_shard,
+                optimizer=self.optimizer,
+                offloaded=choice.offloaded,
             )
         place = (id(table), choice.starts, choice.stage_of_segment)
         if place not in self._placed:
@@ -379,27 +402,31 @@ class StepPricer:
         stage_of = self._order(choice, tables[0].num_segments).stage_of
         places = choice.places
         received = {
-            (table, split): table.crossing_bytes(split, stage_of)
+            (table, split): crossing_of(table, split, stage_of, relays=choice.relays)
             for table, split in dict.fromkeys(self._ways(tables, choice))
         }
         ways = self._ways(tables, choice)
         alone = replace(
             choice.split, axis_sizes=tuple((axis, 1) for axis, _ in choice.split.axis_sizes)
         )
-        all_bytes = {} if whole is None else whole.crossing_bytes(alone, stage_of)
+        all_bytes = (
+            {} if whole is None else crossing_of(whole, alone, stage_of, relays=choice.relays)
+        )
+        codec = codec_of(choice.pipeline_compression, tables[0].item_bytes)
+        slowest = min(roofline.bytes_per_s for roofline in self.rooflines.values())
         for phase, source, target in dict.fromkeys(key for of in received.values() for key in of):
             num_bytes = received[ways[target]].get((phase, source, target), 0.0)
-            if ways[source] == ways[target]:
-                seconds = self.prices.send_time_s(num_bytes, places[source][0], places[target][0])
-            else:
-                assert whole is not None, "stages with meshes of their own need the whole table"
-                seconds = resharding_time_s(
-                    self.prices,
-                    source=places[source],
-                    target=places[target],
-                    whole_bytes=all_bytes.get((phase, source, target), 0.0),
-                    target_bytes=num_bytes,
-                )
+            is_same = ways[source] == ways[target]
+            assert is_same or whole is not None, "stages with meshes of their own need all bytes"
+            seconds = transfer_time_s(
+                self.prices,
+                source=places[source],
+                target=places[target],
+                num_bytes=num_bytes,
+                whole_bytes=None if is_same else all_bytes.get((phase, source, target), 0.0),
+                codec=codec,
+                device_bytes_per_s=slowest,
+            )
             (forward if phase == FORWARD else backward)[source, target] = seconds
         return forward, backward
 

@@ -26,15 +26,24 @@ from meshwright.cost.columns import (
     scale_weights,
     sums_by,
 )
+from meshwright.cost.compression import codec_of
+from meshwright.cost.neighbors import exposed_ring_s
 from meshwright.cost.parameters import ParameterTable
 from meshwright.cost.put_off import PutOff, put_off
 from meshwright.cost.roofline import Roofline
-from meshwright.plans.plan import Recompute
+from meshwright.plans.plan import Compression, Recompute
 from meshwright.spmd.program import CollectiveKind
 
-__all__ = ["CollectiveCount", "CostTable", "PartTimes", "SegmentTimes", "Split"]
+__all__ = ["SLICE_SHARES", "CollectiveCount", "CostTable", "SegmentTimes", "Split"]
 
 DATA_AXES = ("dp_replicate", "dp_shard")
+_INSIDE_OPERATORS = frozenset({CollectiveKind.HALO, CollectiveKind.RING})
+
+SLICE_SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Shares of a sequence for which ``CostTable.slice_times`` says what works token by token takes:
+``forward_compute_I`` and ``forward_communication_I`` of share I, attention left out of compute;
+besides ``forward_attention`` of whole sequences and ``forward_host``, all launches, hidden or not.
+``backward_...`` likewise; all (segments,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +58,8 @@ class Split:
     """Of the ``num_stages`` stages, which lie side by side."""
     batch_scale: float = 1.0
     """Samples of a rank over those of an even share."""
+    compression: Compression = Compression.NONE
+    """Of what collectives inside segments carry along ``tp``, where that is faster."""
 
     @property
     def num_devices(self) -> int:
@@ -98,17 +109,6 @@ class SegmentTimes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartTimes:
-    """Seconds of parts of one micro-batch's work, by segment."""
-
-    seconds: dict[str, FloatArray]
-    """``weight``: of the backward with launches and collectives, what ``cost.put_off`` calls W.
-    ``forward_attention``: of the forward without launches and collectives, what grows with the
-    tokens before; ``forward_latency``: of its collectives, what does not shrink with the batch;
-    ``forward_host``: all its launches, hidden or not. ``backward_...`` likewise."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CollectiveCount:
     """Collectives of one kind along the same axes."""
 
@@ -134,7 +134,7 @@ class CostTable:
         self.num_segments = self.columns.num_segments
         self._activations: dict[tuple[Recompute, ...], Activations] = {}
         self._times: dict[tuple[object, ...], SegmentTimes] = {}
-        self._parts: dict[tuple[object, ...], PartTimes] = {}
+        self._slice_times: dict[tuple[object, ...], dict[str, FloatArray]] = {}
         self._put_off: PutOff | None = None
         self._node_times: dict[tuple[object, ...], tuple[FloatArray, FloatArray]] = {}
         self._crossings: dict[bytes, tuple[IntArray, IntArray]] = {}
@@ -150,6 +150,11 @@ class CostTable:
             data_parallel=split.data_parallel / split.batch_scale,
             num_microbatches=split.num_microbatches,
         )
+
+    @property
+    def item_bytes(self) -> int:
+        """Of an element of parameters and activations."""
+        return int(self.columns.parameters.item_bytes.max(initial=1))
 
     def activations(self, policies: tuple[Recompute, ...]) -> Activations:
         """What ``policies``, one for each segment, keep and recompute."""
@@ -206,9 +211,44 @@ class CostTable:
                     num_stages=split.num_stages,
                     first_device=split.first_device,
                 )
-            communication_s = sums_by(table.node, each_s, len(nodes.segment))
+            self._compress(each_s, payload, split, roofline, prices)
+            rings = [kind is CollectiveKind.RING for kind, _ in table.groups]
+            is_ring = np.array(rings, dtype=np.bool_)[table.group]
+            communication_s = sums_by(table.node[~is_ring], each_s[~is_ring], len(nodes.segment))
+            if is_ring.any():
+                ring_s = sums_by(table.node[is_ring], each_s[is_ring], len(nodes.segment))
+                communication_s += exposed_ring_s(ring_s, device_s)
             self._node_times[key] = (device_s, communication_s)
         return self._node_times[key]
+
+    def _compress(
+        self,
+        each_s: FloatArray,
+        payload: FloatArray,
+        split: Split,
+        roofline: Roofline,
+        prices: CollectivePrices,
+    ) -> None:
+        """Lower the times of collectives along ``tp`` that are faster compressed."""
+        codec = codec_of(split.compression, self.item_bytes)
+        table = self.columns.collectives
+        for group, (kind, axes) in enumerate(table.groups if codec is not None else ()):
+            if codec is None or "tp" not in axes or kind in _INSIDE_OPERATORS:
+                continue
+            rows = table.group == group
+            axes = self.actual_axes(axes)
+            num_ranks = math.prod(split.sizes[axis] for axis in axes)
+            wire_s = prices.time_s(
+                kind,
+                codec.wire_bytes(kind, payload[rows], num_ranks),
+                axes=axes,
+                axis_sizes=split.sizes,
+                num_stages=split.num_stages,
+                first_device=split.first_device,
+            )
+            codec_s = codec.codec_s(payload[rows], device_bytes_per_s=roofline.bytes_per_s)
+            compressed_s = wire_s + codec.num_codecs(kind) * codec_s
+            each_s[rows] = np.minimum(each_s[rows], compressed_s)
 
     def actual_axes(self, axes: Sequence[str]) -> tuple[str, ...]:
         """Axes of a collective; in scaled columns ``dp_shard`` stands for both batch axes."""
@@ -258,55 +298,64 @@ class CostTable:
             self._put_off = put_off(self.columns)
         return self._put_off
 
-    def part_times(
+    def weight_gradient_s(
         self,
         split: Split,
         policies: tuple[Recompute, ...],
         *,
         roofline: Roofline,
         prices: CollectivePrices,
-    ) -> PartTimes:
-        """Times of parts of every segment's work, of what ``segment_times`` says of the whole."""
-        split = self._merged(split)
-        key = (split, policies, roofline)
-        if key not in self._parts:
-            self._parts[key] = self._part_times(split, policies, roofline, prices)
-        return self._parts[key]
+    ) -> FloatArray:
+        """(segments,) of the backward with launches and collectives, what can be put off."""
+        times = self.segment_times(split, policies, roofline=roofline, prices=prices)
+        device_s, communication_s = self._times_of_nodes(self._merged(split), roofline, prices)
+        weight = np.flatnonzero(self.put_off.is_weight)
+        weight_s = self._by_segment(weight, device_s)
+        share = weight_s / np.where(times.backward_s > 0, times.backward_s, 1.0)
+        launch_s = share * times.backward_launch_s
+        return np.asarray(weight_s + launch_s + self._by_segment(weight, communication_s))
 
-    def _part_times(
+    def slice_times(
         self,
         split: Split,
         policies: tuple[Recompute, ...],
+        *,
         roofline: Roofline,
         prices: CollectivePrices,
-    ) -> PartTimes:
-        nodes, size = self.columns.nodes, self.num_segments
-        times = self.segment_times(split, policies, roofline=roofline, prices=prices)
-        device_s, communication_s = self._times_of_nodes(split, roofline, prices)
+    ) -> dict[str, FloatArray]:
+        """What token slices of one micro-batch take; see ``SLICE_TIMES``."""
+        split = self._merged(split)
+        key = (split, policies, roofline)
+        if key in self._slice_times:
+            return self._slice_times[key]
+        nodes = self.columns.nodes
         again = self.activations(policies).recomputed
         forward = np.flatnonzero(nodes.phase == FORWARD)
         late = np.concatenate([np.flatnonzero(nodes.phase == BACKWARD), again])
-
-        def total(rows: IntArray, amounts: FloatArray) -> FloatArray:
-            rows = rows[nodes.segment[rows] >= 0]
-            return sums_by(nodes.segment[rows], amounts[rows], size)
-
-        weight = np.flatnonzero(self.put_off.is_weight)
-        weight_s = total(weight, device_s)
-        share = weight_s / np.where(times.backward_s > 0, times.backward_s, 1.0)
-        seconds = {
-            "weight": weight_s + share * times.backward_launch_s + total(weight, communication_s)
-        }
-        half = replace(split, num_microbatches=2 * split.num_microbatches)
-        _, half_s = self._times_of_nodes(half, roofline, prices)
+        whole = self._times_of_nodes(split, roofline, prices)
+        found: dict[str, FloatArray] = {}
         for phase, rows in (("forward", forward), ("backward", late)):
-            whole_s = total(rows, communication_s)
-            # A collective takes a + b n; of half the batch a + b n / 2.
-            latency_s = 2 * total(rows, half_s) - whole_s if self.columns.is_scaled else 0 * whole_s
-            seconds[f"{phase}_latency"] = np.clip(latency_s, 0.0, whole_s)
-            seconds[f"{phase}_attention"] = total(rows[nodes.is_attention[rows]], device_s)
-            seconds[f"{phase}_host"] = total(rows, nodes.num_launches) * roofline.launch_latency_s
-        return PartTimes(seconds=seconds)
+            is_attention = nodes.is_attention[rows]
+            attention, others = rows[is_attention], rows[~is_attention]
+            found[f"{phase}_attention"] = self._by_segment(attention, whole[0])
+            launches = self._by_segment(rows, nodes.num_launches)
+            found[f"{phase}_host"] = launches * roofline.launch_latency_s
+            for number, share in enumerate(SLICE_SHARES):
+                device_s, communication_s = (each * share for each in whole)
+                if self.columns.is_scaled:
+                    # A share of the tokens is as many rows as that share of the samples.
+                    less = replace(split, num_microbatches=round(split.num_microbatches / share))
+                    device_s, communication_s = self._times_of_nodes(less, roofline, prices)
+                found[f"{phase}_compute_{number}"] = self._by_segment(others, device_s)
+                found[f"{phase}_communication_{number}"] = self._by_segment(rows, communication_s)
+        self._slice_times[key] = found
+        return found
+
+    def _by_segment(self, rows: IntArray, amounts: FloatArray) -> FloatArray:
+        """(segments,) sums over nodes of ``rows`` that belong to one."""
+        segment = self.columns.nodes.segment
+        rows = rows[segment[rows] >= 0]
+        return sums_by(segment[rows], amounts[rows], self.num_segments)
 
     # Bytes -------------------------------------------------------------------------------------
 

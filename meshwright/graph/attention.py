@@ -70,8 +70,8 @@ def is_sliceable(analysis: FactorAnalysis, sequence: int | None) -> bool:
                 return False
             num_attention += 1
             continue
-        values = (*op.inputs, *op.results)
-        if any(sequence in leaves for v in values for leaves in analysis.value_dims[v]) and all(
+        dims = (leaves for value in op.inputs for leaves in analysis.value_dims[value])
+        if any(sequence in leaves for leaves in dims) and all(
             factor.dimension_class != sequence or factor.fixed
             for factor in analysis.leaf_factors[op.index]
         ):

@@ -1,9 +1,9 @@
 """Labels of dimension classes inside a segment, so that a plan can say what it shards.
 
 A label says what a class does in the program (``batch``, ``sequence``, ``vocab``, ``heads``,
-``experts``, ``height``, ``width``, ``hidden``, ``inner``), found from the operators, never from names; a second class of
-the same kind in one segment is ``inner2``, and so on in order of appearance. Equal segments label
-alike, so a plan speaks of segment classes.
+``experts``, ``height``, ``width``, ``hidden``, ``inner``), found from the operators, never from
+names; a second class of the same kind in one segment is ``inner2``, and so on in order of
+appearance. Equal segments label alike, so a plan speaks of segment classes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from meshwright.graph.segments import Segment, Segmentation
 __all__ = [
     "BATCH",
     "EXPERTS",
+    "RING",
     "SEQUENCE",
     "SPATIAL",
     "DimensionLabels",
+    "exchanges_rows",
     "is_experts",
     "label_dimensions",
 ]
@@ -31,6 +33,8 @@ SEQUENCE = "sequence"
 EXPERTS = "experts"
 SPATIAL = ("depth", "height", "width")
 """The last dims of images, as convolutions and pooling know them."""
+RING = "ring"
+"""No class: asks attention whose sequence is cut to pass keys and values around."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,11 @@ def is_experts(label: str) -> bool:
     return label.rstrip("0123456789") == EXPERTS
 
 
+def exchanges_rows(label: str) -> bool:
+    """Whether operators cut along a label exchange rows inside them: spatial dims and rings."""
+    return label.rstrip("0123456789") in {*SPATIAL, RING}
+
+
 def label_dimensions(analysis: FactorAnalysis, segmentation: Segmentation) -> DimensionLabels:
     """Labels for every segment."""
     batch = _common_class(analysis, dim=0, other_than=None)
@@ -61,9 +70,7 @@ def label_dimensions(analysis: FactorAnalysis, segmentation: Segmentation) -> Di
         _label_segment(analysis, segment, batch, sequence, parameters)
         for segment in segmentation.segments
     )
-    experts = {
-        leaf for names in by_segment for label, leaf in names.items() if is_experts(label)
-    }
+    experts = {leaf for names in by_segment for label, leaf in names.items() if is_experts(label)}
     return DimensionLabels(
         batch=batch,
         sequence=sequence,
@@ -96,10 +103,10 @@ def _expert_operators(analysis: FactorAnalysis, experts: int, parameters: set[in
     passed = {value for index in found for value in graph.ops[index].results}
     for op in graph.ops:
         inside, outside = having[op.index]
-        if inside and not outside and passed.issuperset(set(inside) - parameters):
-            if not parameters.issuperset(inside):
-                found.add(op.index)
-                passed.update(op.results)
+        rows = set(inside) - parameters
+        if rows and not outside and passed.issuperset(rows):
+            found.add(op.index)
+            passed.update(op.results)
     return found
 
 
@@ -143,9 +150,10 @@ def _label_segment(
         for factor in analysis.leaf_factors[index]:
             if not factor.fixed or factor.variant is Variant.HALO:
                 shardable.add(factor.dimension_class)
-            kind = known.get(factor.dimension_class) or _kind(analysis, op, factor, parameters)
-            if kinds.get(factor.dimension_class, "inner") == "inner":
-                kinds[factor.dimension_class] = kind
+            own = _kind(analysis, op, factor, parameters)
+            for leaf in _classes_of(analysis, op, factor):
+                if kinds.get(leaf, "inner") == "inner":
+                    kinds[leaf] = known.get(leaf) or own
     passing = _passing_classes(analysis, segment, parameters)
     for dimension_class, kind in kinds.items():
         if dimension_class not in shardable:
@@ -158,6 +166,15 @@ def _label_segment(
             label = f"{name}{number}"
         labels[label] = dimension_class
     return labels
+
+
+def _classes_of(analysis: FactorAnalysis, op: Op, factor: LeafFactor) -> tuple[int, ...]:
+    """The factor's class, and that of the rows a halo reads where they are more."""
+    place = factor.operands[0] if factor.variant is Variant.HALO else None
+    if place is None:
+        return (factor.dimension_class,)
+    read = analysis.value_dims[op.inputs[0]][place[0]][place[1]]
+    return tuple(dict.fromkeys((read, factor.dimension_class)))
 
 
 def _passing_classes(analysis: FactorAnalysis, segment: Segment, parameters: set[int]) -> set[int]:

@@ -222,9 +222,7 @@ def _leaf_factors(
     value_dims: tuple[tuple[tuple[int, ...], ...], ...],
 ) -> tuple[LeafFactor, ...]:
     expanded = [leaves.expand((node,)) for node in nodes]
-    is_whole = [
-        len(parts) == 1 and index not in bad for index, parts in enumerate(expanded)
-    ]
+    is_whole = [len(parts) == 1 and index not in bad for index, parts in enumerate(expanded)]
     operand_places = [
         _places(dims, expanded, value_dims[value])
         for value, dims in zip(op.inputs, rule.operands, strict=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 __all__ = [
@@ -131,6 +131,15 @@ def refs_in(arg: Arg) -> Iterator[Ref]:
             yield from refs_in(item)
 
 
+def _append_values(arg: Arg, found: list[int]) -> None:
+    """The values of ``refs_in(arg)``, without a generator for each tuple."""
+    if isinstance(arg, Ref):
+        found.append(arg.value)
+    elif isinstance(arg, tuple):
+        for item in arg:
+            _append_values(item, found)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Op:
     """One ATen operator of the joint graph."""
@@ -153,12 +162,20 @@ class Op:
     flop: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+    _inputs: tuple[int, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def inputs(self) -> tuple[int, ...]:
         """Values read, in argument order, with repetitions."""
-        positional = tuple(ref.value for ref in refs_in(self.args))
-        return positional + tuple(ref.value for _, arg in self.kwargs for ref in refs_in(arg))
+        # Every pass over a graph asks for them, so they are found once.
+        if self._inputs is None:
+            found: list[int] = []
+            _append_values(self.args, found)
+            for _, arg in self.kwargs:
+                _append_values(arg, found)
+            object.__setattr__(self, "_inputs", tuple(found))
+        assert self._inputs is not None
+        return self._inputs
 
     @property
     def results(self) -> tuple[int, ...]:

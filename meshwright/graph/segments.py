@@ -82,7 +82,7 @@ def find_segments(
         return Segmentation(segments=(), segment_of_op=(-1,) * len(graph.ops))
     crossing = _crossing_counts(graph, rules, kinds, main, free)
     heavy = [_is_heavy(graph.ops[index]) for index in main]
-    cuts = _join_light(sorted(_cut(0, len(main), crossing, heavy)), heavy, _readers(graph, main))
+    cuts = _join_light(sorted(_cut(0, len(main), crossing, heavy)), heavy, _readers(kinds, main))
     segment_of_op = [-1] * len(graph.ops)
     bounds = [0, *cuts, len(main)]
     for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
@@ -163,14 +163,14 @@ def _cut(start: int, stop: int, crossing: list[int], heavy: list[bool]) -> set[i
     return cuts
 
 
-def _readers(graph: OpGraph, main: list[int]) -> list[list[int]]:
+def _readers(kinds: OpKinds, main: list[int]) -> list[list[int]]:
     """For each position of ``main`` the positions that read what it makes."""
     maker = {
-        value: position for position, index in enumerate(main) for value in graph.ops[index].results
+        value: position for position, index in enumerate(main) for value in kinds.results[index]
     }
     found: list[list[int]] = [[] for _ in main]
     for position, index in enumerate(main):
-        for value in graph.ops[index].inputs:
+        for value in kinds.inputs[index]:
             if value in maker:
                 found[maker[value]].append(position)
     return found

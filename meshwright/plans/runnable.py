@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from meshwright.errors import PlanRefused
+from meshwright.graph.dimensions import exchanges_rows
 from meshwright.plans.plan import Compression, ParallelPlan, ScheduleName
 
-__all__ = ["check_runnable", "unrunnable_reasons"]
+__all__ = ["RUNNABLE_SCHEDULES", "check_runnable", "unrunnable_reasons"]
+
+RUNNABLE_SCHEDULES = (ScheduleName.GPIPE, ScheduleName.ONE_F_ONE_B)
 
 
 def unrunnable_reasons(plan: ParallelPlan) -> list[str]:
@@ -27,26 +30,29 @@ def unrunnable_reasons(plan: ParallelPlan) -> list[str]:
             reasons.append(
                 f"$.stages[{index}].batch_shares: the runtime gives every device as many samples"
             )
-    if plan.schedule not in _SCHEDULES:
+    if plan.schedule not in RUNNABLE_SCHEDULES:
         reasons.append(
             f"$.schedule: the runtime does not run {plan.schedule}; it runs "
-            f"{' and '.join(_SCHEDULES)}"
+            f"{' and '.join(RUNNABLE_SCHEDULES)}"
         )
     if plan.token_slices:
         reasons.append("$.token_slices: the runtime runs whole sequences")
     for index, entry in enumerate(plan.segments):
-        if entry.offload:
-            reasons.append(
-                f"$.segments[{index}].offload: the runtime keeps optimizer state on the device"
-            )
+        shards = {"shard": entry.shard}
+        shards |= {f"operators.{number}": own for number, own in entry.operators.items()}
+        for field, shard in shards.items():
+            for axis, labels in shard.items():
+                rows = [label for label in labels if exchanges_rows(label)]
+                if rows:
+                    reasons.append(
+                        f"$.segments[{index}].{field}.{axis}: the runtime does not exchange the "
+                        f"rows that {rows[0]} needs of other devices"
+                    )
     for field in ("tensor_parallel", "pipeline"):
         how: Compression = getattr(plan.communication, field)
         if how is not Compression.NONE:
             reasons.append(f"$.communication.{field}: the runtime sends values as they are")
     return reasons
-
-
-_SCHEDULES = (ScheduleName.GPIPE, ScheduleName.ONE_F_ONE_B)
 
 
 def check_runnable(plan: ParallelPlan) -> None:

@@ -96,6 +96,15 @@ class SolveResult:
     status: SolveStatus
     notes: Mapping[str, str] = field(default_factory=dict)
     """Why a kind of plan is not among the candidates."""
+    bound_s: float | None = None
+    """No plan of the solver's space is faster; ``None``: it knows no bound."""
+
+    @property
+    def is_proven(self) -> bool:
+        """The best candidate is the best of the solver's space."""
+        if self.bound_s is None or not self.candidates or not self.candidates[0].cost.fits:
+            return False
+        return self.candidates[0].time_s <= self.bound_s * (1 + 1e-9)
 
 
 class Proposer(Protocol):

@@ -114,6 +114,8 @@ class FollowingView:
 
     segment_class: int
     number: int
+    op: int
+    """In the graph."""
     source: int
     """Node."""
     result: int
@@ -141,6 +143,8 @@ class ChoiceGraph:
     nodes: tuple[ChoiceNode, ...]
     links: tuple[Link, ...]
     views: tuple[FollowingView, ...]
+    leaving: tuple[tuple[int, int, float], ...]
+    """``(node, result, occurrences)`` of what leaves the program whole: the loss, buffers."""
 
 
 def chosen_factors(

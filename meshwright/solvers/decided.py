@@ -47,7 +47,7 @@ def decided_plan(context: SearchContext, decision: Decision, *, solver: str) -> 
             Stage(
                 first_segment=start,
                 last_segment=end - 1,
-                first_device=stage * per_stage,
+                first_device=stage % skeleton.num_stages * per_stage,
                 num_devices=per_stage,
             )
             for stage, (start, end) in enumerate(zip(decision.starts, ends, strict=True))

@@ -153,12 +153,14 @@ class Enumeration:
         elif state.leanest is not None:
             candidates = (candidate_of_decision(context, state.leanest[1], solver=self.name),)
         status = SolveStatus.DONE if state.best is not None else SolveStatus.NOTHING_FITS
+        is_proven = state.best is not None and not state.is_late
         return SolveResult(
             candidates=candidates,
             evaluations=state.evaluations,
             seconds=seconds,
             status=SolveStatus.STOPPED if state.is_late else status,
             notes=state.refused,
+            bound_s=state.best_s if is_proven else None,
         )
 
 

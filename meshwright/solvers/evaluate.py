@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import msgspec
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from meshwright.cost.columns import FloatArray, IntArray
 from meshwright.cost.pipeline import simulate_many
 from meshwright.cost.stage_work import exposed_s
-from meshwright.cost.step import StepCost
+from meshwright.cost.step import StepCost, StepPricer
 from meshwright.plans.runnable import unrunnable_reasons
 from meshwright.solvers.base import Candidate, SearchContext
 from meshwright.solvers.decided import decided_plan
@@ -76,6 +77,27 @@ class PlanSpace:
         self._split = split_of_skeleton(skeleton)
         self._stages = _Stages(context, skeleton, self.costs)
         self._flat = self.costs.amounts.reshape(-1, self.costs.amounts.shape[2])
+
+    @property
+    def in_flight(self) -> FloatArray:
+        """(P,) most micro-batches each stage holds at once."""
+        return self._stages.in_flight
+
+    @property
+    def capacity_bytes(self) -> FloatArray:
+        """(P,) what a rank of each stage may use."""
+        return self._stages.capacity_bytes
+
+    def roofline_of_stage(self, stage: int) -> int:
+        """Which of ``costs.rooflines`` a stage's slowest device has."""
+        return int(self._stages.roofline[stage])
+
+    def transfer_s(self, assignment: IntArray, starts: IntArray) -> float:
+        """Seconds of all transfers between stages of one plan, (1, V) and (P,)."""
+        ends = np.append(starts[1:], self.num_segments)
+        stage_of = np.repeat(np.arange(len(starts)), ends - starts)[None]
+        _, near_s, far_s = self._crossing(assignment, starts[None], stage_of)
+        return float(near_s.sum() + far_s.sum())
 
     def evaluate(
         self, assignment: IntArray, starts: IntArray, *, simulate: bool = True
@@ -337,18 +359,7 @@ class _Stages:
             [s.zero_stage >= 2 and skeleton.sizes["dp_shard"] > 1 for s in costs.strategies]
         )
         self._num_rooflines = len(costs.rooflines)
-        # A message's time is affine in its bytes: two of them tell the line.
-        few, many = (
-            np.array(
-                [
-                    [pricer.prices.send_time_s(size, a * each, b * each) for b in range(count)]
-                    for a in range(count)
-                ]
-            )
-            for size in (1.0, 1e9)
-        )
-        self._s_per_byte = (many - few) / (1e9 - 1.0)
-        self._latency_s = few - self._s_per_byte
+        self._latency_s, self._s_per_byte = _lines(pricer, count, each)
 
     def pick(self, sums: FloatArray) -> FloatArray:
         """(times, n, P) from (n, P, C): each stage's own roofline."""
@@ -377,6 +388,27 @@ class _Stages:
             holds.sum(axis=1) > 1, self.send_s(tied_bytes.max(axis=1), first, last), 0.0
         )
         return np.asarray(holds * seconds[:, None])
+
+
+_Lines = tuple[FloatArray, FloatArray]
+_LINES: WeakKeyDictionary[StepPricer, dict[tuple[int, int], _Lines]]
+_LINES = WeakKeyDictionary()
+
+
+def _lines(pricer: StepPricer, num_stages: int, num_devices: int) -> _Lines:
+    """(P, P) latency and seconds per byte of a message between equal stages."""
+    known = _LINES.setdefault(pricer, {})
+    key = (num_stages, num_devices)
+    if key not in known:
+        first = [stage * num_devices for stage in range(num_stages)]
+        # A message's time is affine in its bytes: two of them tell the line.
+        few, many = (
+            np.array([[pricer.prices.send_time_s(size, a, b) for b in first] for a in first])
+            for size in (1.0, 1e9)
+        )
+        slope = (many - few) / (1e9 - 1.0)
+        known[key] = (few - slope, slope)
+    return known[key]
 
 
 # One decision ----------------------------------------------------------------------------------

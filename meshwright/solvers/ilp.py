@@ -99,6 +99,10 @@ class IntegerProgram:
         """Raise the cost of a variable."""
         self._cost[variable] += cost
 
+    def set_cost(self, variable: int, cost: float) -> None:
+        """Change the cost of a variable; the program may be minimized again."""
+        self._cost[variable] = cost
+
     def fix(self, variable: int, value: float) -> None:
         """Hold a variable at ``value``."""
         self._lower[variable] = self._upper[variable] = value

@@ -16,6 +16,7 @@ from meshwright.solvers.evaluate import PlanSpace, candidate_of_decision, price_
 from meshwright.solvers.genetic import breed
 from meshwright.solvers.landscape import Draft, Landscape, Opened, Place
 from meshwright.solvers.neighborhood import Neighborhood
+from meshwright.solvers.schedules import with_schedules
 from meshwright.solvers.skeletons import skeletons, strategies_for
 from meshwright.solvers.walk import Search, WalkSettings
 
@@ -129,11 +130,12 @@ def _decision(landscape: Landscape, draft: Draft) -> Decision:
 def _candidates(
     context: SearchContext, decisions: Sequence[Decision], *, solver: str
 ) -> tuple[Candidate, ...]:
-    """Exactly priced, best first; without those the graph refuses."""
+    """Exactly priced under each schedule, best first; without those the graph refuses."""
     found = []
     for decision in decisions:
         try:
-            found.append(candidate_of_decision(context, decision, solver=solver))
+            for scheduled in with_schedules(context, decision):
+                found.append(candidate_of_decision(context, scheduled, solver=solver))
         except PlanRefused as error:
             context.report(f"{solver}: {error}")
     return tuple(sorted(found, key=lambda c: (not c.cost.fits, c.time_s)))

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from meshwright.graph.dimensions import BATCH, is_experts
 from meshwright.plans.plan import AXIS_NAMES
 from meshwright.solvers.choices import ChoiceGraph
 from meshwright.solvers.decision import Exceptions, Labels, Sharding
@@ -33,10 +34,24 @@ class _Wish:
     """Labels it could be sharded along."""
     label: str | None
     is_view: bool
+    applies_experts: bool
 
     def is_met(self, order: Sequence[str]) -> bool:
-        """Whether the first label of ``order`` that the operator has is the one wished for."""
-        return self.label == next((label for label in order if label in self.able), None)
+        """Whether a plan that lists ``order`` does what is wished for.
+
+        The first label that the operator has counts; experts listed before the batch only for
+        operators that apply the experts' weights (``spmd.wanted``).
+        """
+        beside = BATCH in order and not self.applies_experts
+        last = order.index(BATCH) if beside else 0
+        return self.label == next(
+            (
+                label
+                for place, label in enumerate(order)
+                if label in self.able and not (beside and place < last and is_experts(label))
+            ),
+            None,
+        )
 
 
 def shardings_of_picks(
@@ -46,7 +61,7 @@ def shardings_of_picks(
     *,
     name: str,
 ) -> tuple[Sharding, ...]:
-    """Ways to say ``picks``, the choice of each node: with all exceptions, some and none.
+    """Ways to say ``picks``, the choice of each node: with all exceptions, and with none.
 
     Args:
         graph: the choices.
@@ -65,14 +80,13 @@ def shardings_of_picks(
         for number in range(count)
     )
     found = []
-    for views in (True, False, None):
+    for says_all in (True, False):
         exceptions: list[Exceptions] = []
         for number in range(count):
             unmet: defaultdict[int, dict[str, tuple[str, ...]]] = defaultdict(dict)
             for axis in graph.free_axes:
                 for wish in wishes[number, axis]:
-                    named = views is True or (views is False and not wish.is_view)
-                    if named and not wish.is_met(orders[number][axis]):
+                    if says_all and not wish.is_met(orders[number][axis]):
                         unmet[wish.number][axis] = () if wish.label is None else (wish.label,)
             exceptions.append(
                 tuple((number, _ordered(labels)) for number, labels in sorted(unmet.items()))
@@ -120,7 +134,13 @@ def _wishes(graph: ChoiceGraph, picks: Sequence[int]) -> dict[tuple[int, str], l
             )
             if able and axis not in carried:
                 found[node.segment_class, axis].append(
-                    _Wish(number=node.number, able=able, label=labels.get(axis), is_view=False)
+                    _Wish(
+                        number=node.number,
+                        able=able,
+                        label=labels.get(axis),
+                        is_view=False,
+                        applies_experts=node.op in graph.labels.expert_operators,
+                    )
                 )
     for view in graph.views:
         source = graph.nodes[view.source]
@@ -136,7 +156,13 @@ def _wishes(graph: ChoiceGraph, picks: Sequence[int]) -> dict[tuple[int, str], l
             label = None if place is None else view.label_at(moved.get(place, place))
             if label is None or label in able:
                 found[view.segment_class, axis].append(
-                    _Wish(number=view.number, able=able, label=label, is_view=True)
+                    _Wish(
+                        number=view.number,
+                        able=able,
+                        label=label,
+                        is_view=True,
+                        applies_experts=view.op in graph.labels.expert_operators,
+                    )
                 )
     return found
 

@@ -11,9 +11,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 from meshwright.cost.model import choice_of
+from meshwright.cost.table import DATA_AXES
 from meshwright.errors import PlanRefused
+from meshwright.graph.dimensions import BATCH
 from meshwright.plans.plan import Recompute
 from meshwright.solvers.base import Candidate, SearchContext, SolveResult, SolveStatus
 from meshwright.solvers.decided import decided_plan
@@ -25,12 +28,8 @@ from meshwright.solvers.space import divisors, largest_divisor
 __all__ = ["OperatorLevel"]
 
 _SHORTLIST = 4
-_SPLITS = 6
-"""Numbers of micro-batches tried on one mesh, the largest micro-batches first among those that
-may fit."""
-
-_STATE_SHARE = 0.9
-"""Of the memory, what one ZeRO-3 rank's share of everything may take for a mesh to be tried."""
+_MAX_SHARDINGS = 2
+"""Points of the Pareto set tried on one mesh."""
 
 
 class OperatorLevel:
@@ -97,22 +96,21 @@ def _meshes(context: SearchContext) -> Iterator[Skeleton]:
 def _shardings(
     context: SearchContext, skeleton: Skeleton, deadline_s: float | None
 ) -> Iterator[Sharding]:
-    """Of the integer program, the fastest that fits and leaner ones."""
+    """Of the integer program: the fastest, and one that is leaner."""
     if skeleton.sizes["tp"] == 1:
-        batch = tuple(
-            (("dp_shard", ("batch",)),)
-            if "batch" in names and skeleton.sizes["dp_shard"] > 1
-            else ()
-            for names in (
-                context.model.labels.by_segment[segment.index]
+        is_split = skeleton.sizes["dp_shard"] > 1
+        labels = context.model.labels.by_segment
+        yield Sharding(
+            name="batch",
+            by_class=tuple(
+                ((("dp_shard", (BATCH,)),) if is_split and BATCH in labels[segment.index] else ())
                 for segment in context.model.segmentation.representatives()
-            )
+            ),
         )
-        yield Sharding(name="batch", by_class=batch)
         return
     seen: set[object] = set()
     problem = OperatorProblem(context, skeleton, zero_stage=3)
-    for choice in problem.pareto(deadline_s=deadline_s):
+    for choice in problem.pareto(at_most=_MAX_SHARDINGS, deadline_s=deadline_s):
         sharding = problem.plan(choice).sharding
         key = (sharding.by_class, sharding.operators_by_class)
         if key not in seen:
@@ -123,38 +121,68 @@ def _shardings(
 def _priced(
     context: SearchContext, skeleton: Skeleton, sharding: Sharding
 ) -> Iterator[tuple[float | None, Decision]]:
-    """Every ZeRO stage, recompute policy and some numbers of micro-batches; no time where it does
-    not fit."""
+    """Micro-batches, ZeRO and recompute, each with its time; ``None`` where it does not fit."""
     model = context.model
     count = len(model.segment_classes)
-    ways = skeleton.sizes["dp_shard"]
-    splits = divisors(context.batch // ways) if context.can_split_step else (1,)
-    tp_ways = skeleton.sizes["tp"]
-    for num_microbatches in splits:
-        if context.batch % (ways * num_microbatches * tp_ways) and _cuts_batch(sharding):
+    ways, tp = skeleton.sizes["dp_shard"], skeleton.sizes["tp"]
+    cut = ways * (tp if _cuts_batch(sharding) else 1)
+    splits = divisors(context.batch // cut) if context.can_split_step else (1,)
+    too_large: set[int] = set()
+    for num_microbatches, dp_shard in product(splits[::-1], _shard_sizes(context, ways, tp)):
+        if dp_shard in too_large:
             continue
-        resized = replace(skeleton, num_microbatches=num_microbatches)
-        base = None
-        for zero_stage in (0, 1, 2, 3) if ways > 1 else (0,):
+        some_fit = False
+        sizes = {"dp_replicate": ways // dp_shard, "dp_shard": dp_shard, "tp": tp}
+        own = Skeleton.of(sizes, num_microbatches=num_microbatches)
+        strategy = Strategy(sharding=_on(sharding, own), zero_stage=int(dp_shard > 1))
+        decision = Decision(skeleton=own, starts=(0,), strategies=(strategy,) * count)
+        plan = decided_plan(context, decision, solver="")
+        table, choice = model.table_of_plan(plan), choice_of(plan, model.segment_classes)
+        for zero_stage in (1, 2, 3) if dp_shard > 1 else (0,):
             for recompute in Recompute:
-                strategy = Strategy(sharding=sharding, zero_stage=zero_stage, recompute=recompute)
-                decision = Decision(skeleton=resized, starts=(0,), strategies=(strategy,) * count)
-                if zero_stage == 0 or base is None:
-                    plan = decided_plan(context, decision, solver="")
-                    table = model.table_of_plan(plan)
-                    base = choice_of(plan, model.segment_classes)
-                choice = replace(
-                    base, zero_stages=(zero_stage,) * count, policies=(recompute,) * count
+                changed = replace(
+                    choice, zero_stages=(zero_stage,) * count, policies=(recompute,) * count
                 )
-                cost = model.pricer.price(table, choice, simulate=False)
-                yield (cost.time_s if cost.fits else None), decision
+                cost = model.pricer.price(table, changed, simulate=False)
+                strategies = (
+                    replace(strategy, zero_stage=zero_stage, recompute=recompute),
+                ) * count
+                yield (
+                    cost.time_s if cost.fits else None,
+                    replace(decision, strategies=strategies),
+                )
+                some_fit = some_fit or cost.fits
+                # Computing again only helps what does not fit.
+                if cost.fits:
+                    break
+        if not some_fit:
+            # Larger micro-batches need more still.
+            too_large.add(dp_shard)
+
+
+def _shard_sizes(context: SearchContext, ways: int, tp: int) -> tuple[int, ...]:
+    """Sizes of ``dp_shard``: none, all data-parallel ranks, those of one host."""
+    host = max(host.num_devices for host in context.cluster.hosts)
+    near = max(d for d in divisors(ways) if d <= max(1, host // tp))
+    return tuple(sorted({1, ways, near}))
+
+
+def _on(sharding: Sharding, skeleton: Skeleton) -> Sharding:
+    """The same with the batch on the data-parallel axes that the skeleton has."""
+    axes = [axis for axis in DATA_AXES if skeleton.sizes[axis] > 1]
+    by_class = []
+    for labels in sharding.by_class:
+        named = dict(labels)
+        batch = named.pop("dp_shard", ())
+        by_class.append((*((axis, batch) for axis in axes), *named.items()))
+    return replace(sharding, by_class=tuple(by_class))
 
 
 def _cuts_batch(sharding: Sharding) -> bool:
     """Whether ``tp`` cuts the batch somewhere."""
     exceptions = [labels for every in sharding.operators_by_class for _, labels in every]
     return any(
-        axis == "tp" and "batch" in labels
+        axis == "tp" and BATCH in labels
         for shard in (*sharding.by_class, *exceptions)
         for axis, labels in shard
     )

@@ -34,8 +34,8 @@ __all__ = ["OperatorPlan", "OperatorProblem", "operator_shardings"]
 
 FREE_AXES = ("cp", "ep", "tp")
 
-_LEAN_SHARES = (0.5, 0.1)
-"""Memory bounds tried, between the least any choice needs (0) and what the fastest needs (1)."""
+_PRICE_STEPS = (0.0, 0.3, 3.0)
+"""Prices of memory: what all bytes of the fastest choice cost, relative to its time."""
 
 _TIME_LIMIT_S = 20.0
 """Of one integer program; the best so far counts where it is not proven best."""
@@ -111,20 +111,25 @@ class OperatorProblem:
         self, *, memory_bytes: float | None = None, time_limit_s: float = _TIME_LIMIT_S
     ) -> GraphChoice | None:
         """The fastest choice within a bound on all segments' bytes."""
-        return self.program.solve(memory_bytes=memory_bytes, time_limit_s=time_limit_s)
+        if memory_bytes is None:
+            return self.program.solve(time_limit_s=time_limit_s)
+        return self.program.solve_within(memory_bytes, time_limit_s=time_limit_s)
 
-    def pareto(self, *, deadline_s: float | None = None) -> tuple[GraphChoice, ...]:
-        """Choices none of which is both faster and leaner than another, fastest first."""
-        fastest = self.solve(time_limit_s=_left(deadline_s))
-        if fastest is None:
-            return ()
-        found = [fastest]
-        least = self.program.least_memory_bytes
-        for share in _LEAN_SHARES:
-            if deadline_s is not None and time.monotonic() > deadline_s:
+    def pareto(
+        self, *, at_most: int = 3, deadline_s: float | None = None
+    ) -> tuple[GraphChoice, ...]:
+        """Choices none of which is both faster and leaner than another, fastest first.
+
+        They lie on the lower convex hull of time over memory: each is the best at some price.
+        """
+        found: list[GraphChoice] = []
+        price = 0.0
+        for step in _PRICE_STEPS[:at_most]:
+            if deadline_s is not None and found and time.monotonic() > deadline_s:
                 break
-            bound = least + share * (fastest.memory_bytes - least)
-            choice = self.solve(memory_bytes=bound, time_limit_s=_left(deadline_s))
+            if found:
+                price = step * found[0].step_s / found[0].memory_bytes
+            choice = self.program.solve(memory_price=price, time_limit_s=_left(deadline_s))
             if choice is not None and choice.picks not in {other.picks for other in found}:
                 found.append(choice)
         return tuple(found)

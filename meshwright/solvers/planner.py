@@ -11,6 +11,7 @@ import msgspec
 
 from meshwright.cluster.model import Cluster
 from meshwright.cost.model import AnalyticCostModel
+from meshwright.cost.table import Split
 from meshwright.errors import BadModel, BadRequest, PlanRefused
 from meshwright.graph.analyzed import analyze_graph
 from meshwright.graph.dimensions import DimensionLabels
@@ -18,13 +19,18 @@ from meshwright.graph.factors import FactorAnalysis
 from meshwright.graph.opgraph import InputRole, OpGraph
 from meshwright.graph.serialize import graph_sha256
 from meshwright.graph.simplify import with_explicit_factories
-from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan
+from meshwright.plans.plan import AXIS_NAMES, GraphReference, JobSpec, ParallelPlan, Recompute
 from meshwright.solvers.base import Candidate, Progress, Proposer, SearchContext
 from meshwright.solvers.exhaustive import Exhaustive
+from meshwright.solvers.frontier import Frontier
+from meshwright.solvers.layerwise import LayerwiseDP, LayerwiseILP
+from meshwright.solvers.local_search import LOCAL_SEARCHES
+from meshwright.solvers.operator_search import OperatorLevel
 from meshwright.solvers.pins import NO_PINS, Pins
 from meshwright.solvers.portfolio import PortfolioResult, run_portfolio
 from meshwright.solvers.rules import RULES
 from meshwright.solvers.space import UniformChoice, table_of
+from meshwright.solvers.stages import Stages
 
 __all__ = [
     "PlanningResult",
@@ -48,9 +54,13 @@ class SearchSummary:
     """Plans priced."""
     level: str
     lower_bound_s: float
-    """No plan on this cluster is faster: all its arithmetic at the data sheet's rate."""
+    """No plan on this cluster is faster by the model (``time_lower_bound_s``)."""
+    gap: float
+    """How much slower the chosen plan is than the bound, as a fraction of it."""
     proven_optimal: bool
     """The chosen plan reaches the bound."""
+    is_complete: bool
+    """No solver was cut short."""
     reason: str
     """Why the chosen plan won."""
 
@@ -102,7 +112,7 @@ def plan_graph(
             come on top, so that it shows why.
         progress: told what the search is doing.
         cluster_name: how the plan names the cluster; the cluster's own name by default.
-        proposers: further solvers, asked after the rules and the enumeration.
+        proposers: further solvers, asked after those of the level.
         budget_s: seconds after which the search returns what it has.
         pins: what the user has decided.
         allow_unrunnable: a plan the runtime cannot carry yet may win.
@@ -132,7 +142,7 @@ def plan_graph(
     )
     result = run_portfolio(
         context,
-        (*RULES, Exhaustive(), *proposers),
+        (*proposers_of(context), *proposers),
         top=top,
         deadline_s=None if budget_s is None else start_s + budget_s,
     )
@@ -177,6 +187,8 @@ def make_context(
         can_split_step=False,
         progress=progress,
     )
+    for target in analysis.operators_without_rule:
+        context.report(f"operator {target} has no rule: every device runs all of it")
     return _with_splitting(context)
 
 
@@ -214,13 +226,45 @@ def _with_splitting(context: SearchContext) -> SearchContext:
     return replace(context, can_split_step=True)
 
 
-def time_lower_bound_s(context: SearchContext) -> float:
-    """All floating-point operations at the summed data sheet rate of all devices."""
-    rates = context.model.pricer.rooflines
-    total = sum(
-        host.num_devices * rates[host.device.name].peak_flop_per_s for host in context.cluster.hosts
+def proposers_of(context: SearchContext) -> tuple[Proposer, ...]:
+    """The solvers of the context's level.
+
+    ``O1``: rules of thumb and uniform plans. ``O2``: these on every skeleton, layer-wise mixtures,
+    shardings of single operators, unequal stages, and local searches.
+    """
+    if context.level == "O1":
+        return (*RULES, Exhaustive())
+    frontier = Frontier(context)
+    return (
+        *RULES,
+        Exhaustive(frontier.survey),
+        LayerwiseDP(frontier),
+        LayerwiseILP(frontier),
+        OperatorLevel(),
+        Stages(),
+        *LOCAL_SEARCHES,
     )
-    return context.model.analysis.graph.num_flop / total
+
+
+def time_lower_bound_s(context: SearchContext) -> float:
+    """Every operator's time on a device, perfectly shared among all, without anything else.
+
+    No sharding makes the devices together compute or move less than one of them would alone with
+    the whole batch at once; communication, launches, pipelines and the optimizer only add to it.
+    """
+    model = context.model
+    table = model.whole_table(1)
+    split = Split(
+        axis_sizes=tuple((axis, 1) for axis in AXIS_NAMES), num_microbatches=1, num_stages=1
+    )
+    policies = (Recompute.NONE,) * table.num_segments
+    steps_per_s = 0.0
+    for host in context.cluster.hosts:
+        roofline = model.pricer.rooflines[host.device.name]
+        times = table.segment_times(split, policies, roofline=roofline, prices=model.pricer.prices)
+        alone_s = float(times.forward_s.sum() + times.backward_s.sum())
+        steps_per_s += host.num_devices / alone_s if alone_s else 0.0
+    return 1 / steps_per_s if steps_per_s else 0.0
 
 
 def _planning_result(
@@ -242,6 +286,8 @@ def _planning_result(
             evaluations=result.evaluations,
             level=context.level,
             lower_bound_s=bound_s,
+            gap=result.winner.time_s / bound_s - 1 if bound_s else float("inf"),
+            is_complete=result.is_complete,
             proven_optimal=result.winner.time_s <= bound_s * (1 + 1e-9),
             reason=result.reason,
         ),

@@ -72,10 +72,13 @@ def run_portfolio(
         context.report(f"asking {proposer.name}")
         results.append(proposer.propose(context, deadline_s))
     everything = _distinct(results)
-    feasible = sorted(
+    fitting = sorted(
         (c for c in everything if c.cost.fits), key=lambda c: (c.time_s, _complexity(c.plan))
     )
+    feasible = [c for c in fitting if context.allow_unrunnable or not c.plan.unrunnable]
     if not feasible:
+        if fitting:
+            raise NoFeasiblePlan(_nothing_runs(context, fitting[0]))
         raise NoFeasiblePlan(_nothing_fits(context, everything, results))
     limit_s = feasible[0].time_s * (1 + _TIE)
     plain_limit_s = feasible[0].time_s * (1 + _PLAIN_MARGIN)
@@ -84,7 +87,7 @@ def run_portfolio(
         plain or [c for c in feasible if c.time_s <= limit_s],
         key=lambda c: (c.time_s,) if plain else (*_complexity(c.plan), c.time_s),
     )
-    others = [c for c in feasible if c is not winner][: max(top - 1, 0)]
+    others = [c for c in fitting if c is not winner][: max(top - 1, 0)]
     shown = {id(c) for c in (winner, *others)}
     baselines = [c for c in everything if c.solver in _BASELINES and id(c) not in shown]
     baselines.sort(key=lambda c: (not c.cost.fits, c.time_s))
@@ -115,7 +118,8 @@ def _identity(plan: ParallelPlan) -> tuple[object, ...]:
         plan.num_microbatches,
         plan.schedule if plan.mesh.pp > 1 else None,
         tuple(stage.first_segment for stage in plan.stages),
-        repr([(s.shard, s.zero_stage, s.recompute) for s in plan.segments]),
+        repr((plan.segments, plan.token_slices, plan.communication)),
+        repr([(stage.branches, stage.mesh, stage.batch_shares) for stage in plan.stages]),
     )
 
 
@@ -131,6 +135,7 @@ def _complexity(plan: ParallelPlan) -> tuple[int, ...]:
         max(len(labels) for s in plan.segments for labels in (*s.shard.values(), ())),
         plan.num_microbatches,
         plan.mesh.dp_shard,
+        len(plan.segments),
     )
 
 
@@ -138,7 +143,11 @@ def _is_plain(plan: ParallelPlan) -> bool:
     """One copy of the model on every device, nothing computed twice."""
     mesh = plan.mesh
     return mesh.pp == mesh.tp == mesh.cp == mesh.ep == mesh.dp_shard == 1 and all(
-        segment.zero_stage == 0 and segment.recompute is Recompute.NONE for segment in plan.segments
+        segment.zero_stage == 0
+        and segment.recompute is Recompute.NONE
+        and not segment.operators
+        and not segment.offload
+        for segment in plan.segments
     )
 
 
@@ -164,6 +173,8 @@ def _reason(candidate: Candidate, winner: Candidate) -> str:
         has = format_bytes(float(candidate.cost.capacity_bytes[stage]))
         return f"does not fit: stage {stage} needs {needs} of {has}"
     ratio = candidate.time_s / winner.time_s
+    if candidate.plan.unrunnable and ratio <= 1:
+        return f"faster by {1 - ratio:.1%}, but cannot run yet: {candidate.plan.unrunnable[0]}"
     if ratio < 1 - _TIE:
         return f"faster by {1 - ratio:.1%} by the model, too little for what it complicates"
     if ratio <= 1 + _TIE:
@@ -172,6 +183,14 @@ def _reason(candidate: Candidate, winner: Candidate) -> str:
     cause = max(mine, key=lambda name: mine[name] - other.get(name, 0.0))
     more = format_seconds(mine[cause] - other.get(cause, 0.0))
     return f"slower by {ratio - 1:.1%}, most of it {cause} (+{more})"
+
+
+def _nothing_runs(context: SearchContext, candidate: Candidate) -> str:
+    return (
+        f"{context.reference.reference}: what fits {context.cluster.num_devices} devices of "
+        f"{context.cluster_name} cannot run yet ({candidate.plan.unrunnable[0]}); use more or "
+        "larger devices, or allow plans that cannot run"
+    )
 
 
 def _nothing_fits(

@@ -15,10 +15,12 @@ left out; plans are judged exactly at the end.
 from __future__ import annotations
 
 from itertools import permutations
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from meshwright.cost.columns import FloatArray
+from meshwright.cost.model import AnalyticCostModel
 from meshwright.cost.roofline import Roofline
 from meshwright.cost.table import CostTable, SegmentTimes, Split
 from meshwright.plans.plan import Recompute
@@ -37,6 +39,23 @@ def table_of_shardings(
     Raises:
         PlanRefused: the graph cannot be sharded so.
     """
+    tables = _TABLES.setdefault(context.model, {})
+    if len(set(map(id, shardings))) > 1:
+        return _new_table(context, skeleton, shardings)
+    key = (skeleton.axis_sizes, skeleton.num_microbatches, shardings[0])
+    if key not in tables:
+        tables[key] = _new_table(context, skeleton, shardings)
+    return tables[key]
+
+
+_TABLES: WeakKeyDictionary[AnalyticCostModel, dict[tuple[object, ...], CostTable]]
+_TABLES = WeakKeyDictionary()
+"""Where one sharding is used everywhere: these are asked for again and again."""
+
+
+def _new_table(
+    context: SearchContext, skeleton: Skeleton, shardings: tuple[Sharding, ...]
+) -> CostTable:
     classes = context.model.segment_classes
     known = {
         (sharding, number): (

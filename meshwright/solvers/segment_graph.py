@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from meshwright.errors import PlanRefused
 from meshwright.graph.dimensions import BATCH, DimensionLabels
 from meshwright.graph.factors import FactorAnalysis, Place
-from meshwright.graph.opgraph import Op, Phase
+from meshwright.graph.opgraph import Op, OutputRole, Phase
 from meshwright.graph.segments import Segment, Segmentation
 from meshwright.solvers.choices import (
     Carried,
@@ -128,6 +128,7 @@ class _Builder:
             nodes=tuple(self.nodes),
             links=tuple(self.links),
             views=tuple(self.views),
+            leaving=tuple(self._leaving()),
         )
 
     # Who reads whom ----------------------------------------------------------------------------
@@ -411,6 +412,7 @@ class _Builder:
             FollowingView(
                 segment_class=segment.segment_class,
                 number=number,
+                op=op.index,
                 source=node,
                 result=result,
                 places=places,
@@ -459,6 +461,12 @@ class _Builder:
                 is_storing=is_storing,
             )
         )
+
+    def _leaving(self) -> Iterator[tuple[int, int, float]]:
+        for output in self.graph.outputs:
+            if output.role in {OutputRole.LOSS, OutputRole.BUFFER_UPDATE}:
+                for node, result, _, share in self._root_of(output.value):
+                    yield node, result, share * self.nodes[node].weight
 
     def _link_gradients(self) -> None:
         for parameter, terms in self.wiring.terms.items():

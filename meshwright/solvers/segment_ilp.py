@@ -7,8 +7,7 @@ of layouts (given s, wanted t) an amount ``e[s, t]``::
     sum_t e[s, t] = sum of x[i, c] over c that give s        (``_transport``)
     sum_s e[s, t] = sum of x[j, c] over c that want t
     e[s, t] <= r[s, t]     r: one redistribution for all readers in a segment (and phase)
-    sum of bytes x <= the memory bound
-    least  sum of node seconds x + sum of redistribution seconds r
+    least  sum of (node seconds + price of memory * bytes) x + sum of redistribution seconds r
 
 The amounts need not be integer: with the x fixed, transport leaves them one value. The relaxation
 is nearly tight (usually it is integer), so HiGHS needs few nodes.
@@ -19,7 +18,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meshwright.solvers.choices import ChoiceGraph, ChoiceNode, Link
 from meshwright.solvers.ilp import IntegerProgram, IntegerSolution
@@ -29,9 +28,14 @@ from meshwright.spmd.redistribute import StepKind, plan_steps
 
 __all__ = ["GraphChoice", "SegmentProgram"]
 
-_GAP, _BOUNDED_GAP = 1e-4, 2e-3
-"""Relative gaps that count as optimal. Under a memory bound the program has a knapsack in it, whose
-last thousandths cost most of the time."""
+_GAP = 1e-4
+"""Relative gap that counts as optimal."""
+
+_PRICES = 5
+"""Prices of memory tried for one bound."""
+
+_CLOSE = 1e-2
+"""A choice so near its bound is good enough to stop."""
 
 _Wanted = tuple[Layout, frozenset[str], frozenset[str]]
 """Layout, axes that must be partial, axes that must not."""
@@ -65,7 +69,8 @@ class SegmentProgram:
         self._program = IntegerProgram()
         self._x: list[list[int]] = []
         self._bytes: dict[int, float] = {}
-        self._once_costs: dict[int, float] = {}
+        self._once: dict[int, float] = {}
+        self._node_s: dict[int, float] = {}
         self._in_flight = micro_batches_in_flight
         self._choose()
         groups: defaultdict[tuple[int, int, int], list[Link]] = defaultdict(list)
@@ -77,9 +82,6 @@ class SegmentProgram:
             groups[link.source, link.result, target.segment_class].append(link)
         for links in groups.values():
             self._transport(links)
-        self._memory_row = self._program.row(
-            ((x, size / self._unit_bytes) for x, size in self._bytes.items() if size),
-        )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -92,34 +94,74 @@ class SegmentProgram:
         return sum(min(self._bytes[x] for x in xs) for xs in self._x)
 
     def solve(
-        self, *, memory_bytes: float | None = None, time_limit_s: float | None = None
+        self, *, memory_price: float = 0.0, time_limit_s: float | None = None
     ) -> GraphChoice | None:
-        """The fastest choice within a memory bound; ``None`` where there is none in time."""
-        upper = math.inf if memory_bytes is None else memory_bytes / self._unit_bytes
-        self._program.set_row(self._memory_row, upper=upper)
-        gap = _GAP if memory_bytes is None else _BOUNDED_GAP
-        found = self._program.minimize(time_limit_s=time_limit_s, relative_gap=gap)
-        return self._read(found) if found.is_found else None
+        """The least of seconds plus ``memory_price`` times bytes; ``None``: none found in time.
 
-    def _read(self, found: IntegerSolution) -> GraphChoice:
+        No choice that needs at most as many bytes is faster than its ``bound_s``.
+        """
+        for x, seconds in self._node_s.items():
+            price_s = memory_price * self._bytes[x]
+            self._program.set_cost(x, (seconds + price_s) * self._per_s)
+        found = self._program.minimize(time_limit_s=time_limit_s, relative_gap=_GAP)
+        if not found.is_found:
+            return None
         picks = tuple(
             next(number for number, x in enumerate(xs) if found.is_set(x)) for xs in self._x
         )
-        memory = sum(
-            self._bytes.get(xs[pick], 0.0) for xs, pick in zip(self._x, picks, strict=True)
-        )
+        memory = sum(self._bytes[xs[pick]] for xs, pick in zip(self._x, picks, strict=True))
+        step_s = found.objective / self._per_s - memory_price * memory
         return GraphChoice(
             picks=picks,
-            step_s=found.objective / self._per_s,
-            bound_s=found.bound / self._per_s,
-            repeated_s=(found.objective - self._once(found)) / self._per_s,
+            step_s=step_s,
+            bound_s=found.bound / self._per_s - memory_price * memory,
+            repeated_s=step_s - self._once_s(found),
             memory_bytes=memory,
             is_proven=found.status == "optimal",
         )
 
-    def _once(self, found: IntegerSolution) -> float:
-        """Of the objective what is done once in a step."""
-        return sum(cost * float(found.values[x]) for x, cost in self._once_costs.items())
+    def solve_within(
+        self, memory_bytes: float, *, time_limit_s: float | None = None
+    ) -> GraphChoice | None:
+        """The fastest choice found within a memory bound; ``None`` where none fits.
+
+        The bound is relaxed: bytes cost seconds, and the price is raised until the choice fits,
+        then halved in on (Lagrange). A constraint in its place would put a knapsack into the
+        program, which takes HiGHS a hundred times longer. ``bound_s`` is the best dual bound, so
+        the gap says what relaxing may have cost.
+        """
+        fastest = self.solve(time_limit_s=time_limit_s)
+        if fastest is None or fastest.memory_bytes <= memory_bytes:
+            return fastest
+        if self.least_memory_bytes > memory_bytes:
+            return None
+        bound_s, best = fastest.bound_s, None
+        low, high = 0.0, fastest.step_s / fastest.memory_bytes
+        for _ in range(_PRICES):
+            price = (
+                high if best is None else (low + high) / 2 if low == 0 else math.sqrt(low * high)
+            )
+            found = self.solve(memory_price=price, time_limit_s=time_limit_s)
+            if found is None:
+                break
+            # Dual: seconds + price (bytes - bound), least over all choices.
+            dual_s = found.bound_s + price * (found.memory_bytes - memory_bytes)
+            bound_s = max(bound_s, dual_s)
+            if found.memory_bytes <= memory_bytes:
+                best = found if best is None or found.step_s < best.step_s else best
+                high = price
+            else:
+                low = price
+                high = high if best is not None else 8 * price
+            if best is not None and best.step_s <= bound_s * (1 + _CLOSE):
+                break
+        if best is None:
+            return None
+        return replace(best, bound_s=bound_s, is_proven=best.step_s <= bound_s * (1 + _CLOSE))
+
+    def _once_s(self, found: IntegerSolution) -> float:
+        """Seconds of what is done once in a step."""
+        return sum(seconds * float(found.values[x]) for x, seconds in self._once.items())
 
     # Nodes -------------------------------------------------------------------------------------
 
@@ -143,14 +185,19 @@ class SegmentProgram:
             flight = node.weight * self._in_flight
             results = kept.get(number, ())
             sizes.append([flight * prices.kept_bytes(c, results, node) for c in node.choices])
+        for number, result, weight in graph.leaving:
+            node = graph.nodes[number]
+            for place, choice in enumerate(node.choices):
+                each_s = prices.leaving_s(node, choice, result)
+                if each_s != math.inf:
+                    seconds[number][place] += weight * self._micro * each_s
         total_s = sum(max(row) for row in seconds)
         self._per_s = 1e4 / total_s if total_s else 1.0
-        self._unit_bytes = max(sum(max(row) for row in sizes) / 1e4, 1.0)
         for node, row_s, row_bytes in zip(graph.nodes, seconds, sizes, strict=True):
             xs = [self._program.variable(cost=s * self._per_s) for s in row_s]
+            self._node_s.update(zip(xs, row_s, strict=True))
             if node.is_parameter:
-                costs = (s * self._per_s for s in row_s)
-                self._once_costs.update(zip(xs, costs, strict=True))
+                self._once.update(zip(xs, row_s, strict=True))
             self._program.choose_one(xs)
             self._x.append(xs)
             self._bytes.update(zip(xs, row_bytes, strict=True))
@@ -255,11 +302,10 @@ class SegmentProgram:
         for s in given:
             for t in stored:
                 each_s, once_s = self._prices.gradient_s(link, s, t[0])
-                per = link.weight * self._per_s
-                price = (each_s * self._micro + once_s) * per
+                price = (each_s * self._micro + once_s) * link.weight * self._per_s
                 if price != math.inf:
                     amounts[s, t] = self._program.variable(cost=price, is_integer=False)
-                    self._once_costs[amounts[s, t]] = once_s * per
+                    self._once[amounts[s, t]] = once_s * link.weight
         self._balance(given, stored, amounts)
 
 

@@ -186,6 +186,14 @@ class ChoicePrices:
         size = self._local_bytes(link.value, target)
         return each_s, EXPOSED_FRACTION * self._time_s(CollectiveKind.ALL_REDUCE, axes, size)
 
+    def leaving_s(self, node: ChoiceNode, choice: OpChoice, result: int) -> float:
+        """Seconds of making a result whole that leaves the program."""
+        value, layout = self._graph.ops[node.op].outputs[result], choice.results[result]
+        assert value is not None
+        assert layout is not None
+        kept = {axis: how for axis, how in layout.partial if axis == MICRO}
+        return self.convert_s(value, layout, Layout.of({}, kept))
+
     # Memory and parameters ---------------------------------------------------------------------
 
     def kept_bytes(self, choice: OpChoice, results: Iterable[int], node: ChoiceNode) -> float:

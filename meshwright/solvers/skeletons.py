@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from weakref import WeakKeyDictionary
 
+from meshwright.cost.model import AnalyticCostModel
 from meshwright.graph.dimensions import BATCH, SEQUENCE
-from meshwright.plans.plan import AXIS_NAMES, Recompute
+from meshwright.plans.plan import Recompute
 from meshwright.solvers.base import SearchContext
 from meshwright.solvers.decision import Labels, Sharding, Skeleton, Strategy
 from meshwright.solvers.space import (
@@ -28,6 +30,9 @@ EXPERTS = "experts"
 _MIN_TOKENS = 512
 """Context parallelism leaves every rank at least so many tokens of a sequence: with fewer, the
 operators are too small for a device."""
+
+_SMALL_CLUSTER = 16
+"""Up to so many devices, plans that leave some idle are tried too."""
 
 Mesh = tuple[tuple[tuple[str, int], ...], int]
 """Sizes of the axes that shard segments (``cp``, ``ep``, ``tp``), and the number of stages."""
@@ -59,19 +64,31 @@ def skeletons_of(context: SearchContext, mesh: Mesh) -> Iterator[Skeleton]:
     sizes, num_stages = dict(mesh[0]), mesh[1]
     inner = sizes["cp"] * sizes["ep"] * sizes["tp"]
     batch = context.batch // sizes["ep"]
-    ways = largest_divisor(batch, at_most=context.cluster.num_devices // (inner * num_stages))
-    splits = divisors(batch // ways) if context.can_split_step else (1,)
-    for count in reversed(splits):
-        allowed = False
-        for dp_shard in _shard_sizes(context, ways, inner):
-            skeleton = Skeleton.of(
-                {**sizes, "dp_replicate": ways // dp_shard, "dp_shard": dp_shard},
-                num_stages=num_stages,
-                num_microbatches=count,
-            )
-            if (dp_shard > 1 or not allowed) and context.allows(skeleton):
-                allowed = True
-                yield skeleton
+    for ways in _data_sizes(context, batch, inner * num_stages):
+        splits = divisors(batch // ways) if context.can_split_step else (1,)
+        for count in reversed(splits):
+            allowed = False
+            for dp_shard in _shard_sizes(context, ways, inner):
+                skeleton = Skeleton.of(
+                    {**sizes, "dp_replicate": ways // dp_shard, "dp_shard": dp_shard},
+                    num_stages=num_stages,
+                    num_microbatches=count,
+                )
+                if (dp_shard > 1 or not allowed) and context.allows(skeleton):
+                    allowed = True
+                    yield skeleton
+
+
+def _data_sizes(context: SearchContext, batch: int, others: int) -> tuple[int, ...]:
+    """Ways of data parallelism beside ``others`` devices: as many as there can be.
+
+    On a small cluster fewer too, since a small model may lose more by talking than it gains.
+    """
+    num_devices = context.cluster.num_devices
+    most = largest_divisor(batch, at_most=num_devices // others)
+    if num_devices > _SMALL_CLUSTER:
+        return (most,)
+    return tuple(reversed([ways for ways in divisors(batch) if ways <= most]))
 
 
 def _shard_sizes(context: SearchContext, ways: int, inner: int) -> tuple[int, ...]:
@@ -121,8 +138,11 @@ def shardings_for(context: SearchContext, skeleton: Skeleton) -> tuple[Sharding,
     if batch % (used * sizes["tp"]):
         names.remove("batch")
     found = {name: _sharding(context, skeleton, name) for name in names}
-    if found["tensor"].by_class == found["tensor+sequence"].by_class:
+    with_sequence = context.pins.sequence_parallel
+    if found["tensor"].by_class == found["tensor+sequence"].by_class or with_sequence is False:
         del found["tensor+sequence"]
+    elif with_sequence:
+        return (found["tensor+sequence"],)
     return tuple(found.values())
 
 
@@ -138,8 +158,20 @@ def strategies_for(context: SearchContext, skeleton: Skeleton) -> tuple[Strategy
     return tuple(strategy for strategy in every if context.allows_strategy(strategy))
 
 
+_KNOWN: WeakKeyDictionary[AnalyticCostModel, dict[tuple[str, tuple[str, ...]], Sharding]]
+_KNOWN = WeakKeyDictionary()
+
+
 def _sharding(context: SearchContext, skeleton: Skeleton, name: str) -> Sharding:
-    sizes = skeleton.sizes
+    """Worked out once for a model, name and set of axes."""
+    known = _KNOWN.setdefault(context.model, {})
+    axes = tuple(axis for axis, size in skeleton.axis_sizes if size > 1)
+    if (name, axes) not in known:
+        known[name, axes] = _new_sharding(context, axes, name)
+    return known[name, axes]
+
+
+def _new_sharding(context: SearchContext, axes: tuple[str, ...], name: str) -> Sharding:
     by_class: list[Labels] = []
     for segment in context.model.segmentation.representatives():
         names = context.model.labels.by_segment[segment.index]
@@ -159,5 +191,5 @@ def _sharding(context: SearchContext, skeleton: Skeleton, name: str) -> Sharding
             "ep": (*experts, *batch),
             "tp": tensor,
         }
-        by_class.append(tuple((axis, wanted[axis]) for axis in AXIS_NAMES if sizes[axis] > 1))
+        by_class.append(tuple((axis, wanted[axis]) for axis in axes))
     return Sharding(name=name, by_class=tuple(by_class))

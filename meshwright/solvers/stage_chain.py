@@ -159,7 +159,8 @@ def _relax(
 ) -> None:
     """Let stages of one way start at every unit."""
     found, way_of, end_of = best
-    is_open: NDArray[np.bool_] = np.isfinite(cost_s) & np.isfinite(rest).any(axis=1)[1:]
+    reachable = np.asarray(np.isfinite(rest).any(axis=1))[1:]
+    is_open: NDArray[np.bool_] = np.asarray(np.isfinite(cost_s) & reachable)
     for first in np.flatnonzero(is_open.any(axis=1)).tolist():
         ends = np.flatnonzero(is_open[first])
         sums = cost_s[first, ends][:, None] + rest[ends + 1]

@@ -2,8 +2,8 @@
 
 The hosts of a cluster fall into pools of equal hosts. A stage takes a divisor of a host's devices,
 or whole hosts of one pool. For every size the ways are tensor parallel within a host, data parallel
-over the rest, ZeRO 0, 1 or 3, and how much is recomputed; each is priced for all segments at once,
-as if every segment were a stage. A stage of several segments is then a sum.
+over the rest, ZeRO 0, 1 or 3 over all of that or over a host, and how much is recomputed. Each is
+priced for all segments at once, as if every segment were a stage; a stage of several is a sum.
 """
 
 from __future__ import annotations
@@ -21,15 +21,24 @@ from meshwright.cost.table import CostTable, Split
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import AXIS_NAMES, CommunicationOptions, Recompute, ScheduleName
 from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decision import Skeleton, Strategy
 from meshwright.solvers.space import UniformChoice, divisors, table_of, tensor_parallel_sizes
 
-__all__ = ["OptionCosts", "Pool", "StageOption", "option_costs", "pools_of", "sizes_of"]
+__all__ = [
+    "OptionCosts",
+    "Pool",
+    "StageOption",
+    "option_costs",
+    "pools_of",
+    "priced_options",
+    "sizes_of",
+    "stage_costs",
+    "whole_hosts_only",
+]
 
 _WHOLE_HOSTS_FROM = 128
 """With more devices than this a stage takes whole hosts only."""
 
-_ZERO_STAGES = (0, 1, 3)
+_ZERO_STAGES = (1, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +87,8 @@ class StageOption:
     tp: int
     sequence_parallel: bool
     data_parallel: int
+    dp_shard: int
+    """Devices ZeRO shards over; 1 without ZeRO."""
     zero_stage: int
     recompute: Recompute
 
@@ -88,9 +99,13 @@ class StageOption:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Size of each of ``AXIS_NAMES``; ZeRO shards over all of data parallelism."""
-        data = "dp_shard" if self.zero_stage else "dp_replicate"
-        return {**dict.fromkeys(AXIS_NAMES, 1), data: self.data_parallel, "tp": self.tp}
+        """Size of each of ``AXIS_NAMES``."""
+        return {
+            **dict.fromkeys(AXIS_NAMES, 1),
+            "dp_replicate": self.data_parallel // self.dp_shard,
+            "dp_shard": self.dp_shard,
+            "tp": self.tp,
+        }
 
     @property
     def uniform(self) -> UniformChoice:
@@ -123,7 +138,7 @@ class OptionCosts:
     """What is left of a device after what every stage holds."""
 
 
-def options_of(
+def _options_of(
     context: SearchContext,
     pool: int,
     pools: Sequence[Pool],
@@ -139,22 +154,25 @@ def options_of(
         if within % tp or context.batch % (data * num_microbatches):
             continue
         for recompute in Recompute:
-            for zero_stage in _ZERO_STAGES if data > 1 else (0,):
-                option = StageOption(
+            for zero_stage, dp_shard in _zero_choices(data, max(within // tp, 1)):
+                yield StageOption(
                     pool=pool,
                     tp=tp,
                     sequence_parallel=sequence_parallel,
                     data_parallel=data,
+                    dp_shard=dp_shard,
                     zero_stage=zero_stage,
                     recompute=recompute,
                 )
-                if _is_allowed(context, option, num_microbatches):
-                    yield option
 
 
-def _is_allowed(context: SearchContext, option: StageOption, num_microbatches: int) -> bool:
-    """Whether the user's pins leave the mesh open."""
-    return context.allows(Skeleton.of(option.sizes, num_microbatches=num_microbatches))
+def _zero_choices(data: int, near: int) -> Iterator[tuple[int, int]]:
+    """ZeRO stage and ``dp_shard``: over all data-parallel ranks, or those of one host."""
+    yield 0, 1
+    for dp_shard in sorted({data, near} - {1}):
+        for zero_stage in _ZERO_STAGES:
+            if data % dp_shard == 0:
+                yield zero_stage, dp_shard
 
 
 def option_costs(
@@ -203,8 +221,7 @@ def option_costs(
 def _bytes(
     context: SearchContext, table: CostTable, choice: Choice
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """(V,) fixed, kept, and alive at work; parameters count with the first segment that reads
-    them."""
+    """(V,) fixed, kept, alive at work; parameters count with the first segment that has them."""
     fixed, kept, _ = context.model.pricer.segment_bytes(table, choice)
     spare = table.transient_bytes(choice.split, choice.policies).max(axis=0)
     if choice.zero_stages[0] == 3:
@@ -264,9 +281,9 @@ def priced_options(
     num_microbatches: int,
     sequence_parallel: bool,
 ) -> list[OptionCosts]:
-    """Every way to run a stage on ``size`` devices of a pool, priced; those refused are left out."""
+    """Every way to run a stage on ``size`` devices of a pool, priced, but for those refused."""
     found = []
-    for option in options_of(
+    for option in _options_of(
         context,
         pool,
         pools,
@@ -275,9 +292,7 @@ def priced_options(
         sequence_parallel=sequence_parallel,
     ):
         try:
-            found.append(
-                option_costs(context, option, pools[pool].first_device, num_microbatches)
-            )
+            found.append(option_costs(context, option, pools[pool].first_device, num_microbatches))
         except PlanRefused:
             continue
     return found
@@ -286,11 +301,3 @@ def priced_options(
 def whole_hosts_only(cluster: Cluster) -> bool:
     """Whether stages smaller than a host are left out."""
     return cluster.num_devices > _WHOLE_HOSTS_FROM
-
-
-def strategy_name(option: StageOption) -> str:
-    """For people: ``tp 4, dp 2, zero 1``."""
-    parts = [f"tp {option.tp}"] if option.tp > 1 else []
-    parts += [f"dp {option.data_parallel}"] if option.data_parallel > 1 else []
-    parts += [f"zero {option.zero_stage}"] if option.zero_stage else []
-    return ", ".join(parts) or "one device"

@@ -48,6 +48,15 @@ class StageMap:
         """Stages of the plan."""
         return max(self.stage_of_segment) + 1
 
+    @property
+    def stage_inputs(self) -> tuple[tuple[int, ...], ...]:
+        """For each stage the earlier ones that it shares a value with."""
+        inputs: list[set[int]] = [set() for _ in range(self.num_stages)]
+        for crossing in self.crossings:
+            low, high = sorted((crossing.source_stage, crossing.target_stage))
+            inputs[high].add(low)
+        return tuple(tuple(sorted(found)) for found in inputs)
+
     def stage_of(self, node: Node) -> int | None:
         """The stage of a node; ``None`` for one that any stage computes for itself."""
         return None if node.segment < 0 else self.stage_of_segment[node.segment]

@@ -59,6 +59,10 @@ class Emitter:
             target, args = _with_offset(op, args, CoordinateInt(axes, rows), rows)
         elif op.target == "aten.view.default":
             target = "aten.reshape.default"
+        elif op.target.startswith("aten.squeeze."):
+            # A block of one row must not lose its dim.
+            (result,) = [r for r in node.results if r is not None]
+            target, args = "aten.reshape.default", (args[0], self._specs.shape(result))
         kwargs = self._local_kwargs(op, operands)
         outputs = body.compute(
             target,

@@ -23,6 +23,7 @@ from meshwright.spmd.program import (
     TiedExchange,
     Transfer,
 )
+from meshwright.spmd.schedule import depths
 from meshwright.spmd.sharded import Node, ShardedGraph, ShardedPhase
 from meshwright.spmd.stage import (
     FunctionWriter,
@@ -322,6 +323,7 @@ class _StageWriter:
             loss=self.loss,
             outputs=tuple(self.outputs),  # type: ignore[arg-type]
             buffer_updates=tuple(self.buffer_updates),
+            depth=depths(self.context.stages.stage_inputs)[self.context.stage],
             notes=tuple(
                 f"{target} has no sharding rule and runs on whole tensors"
                 for target in self.sharded.analysis.operators_without_rule

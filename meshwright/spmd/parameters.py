@@ -52,6 +52,7 @@ class LocalParameter:
     local: int
     stored: int
     optimized: int
+    offload: bool = False
 
     def slot(self, gradient: int | None, replicated_axes: tuple[str, ...]) -> ParameterSlot:
         """The program's entry."""
@@ -66,6 +67,7 @@ class LocalParameter:
             optimized=self.optimized,
             gradient=gradient,
             replicated_axes=replicated_axes,
+            offload=self.offload,
         )
 
 
@@ -94,6 +96,7 @@ def new_parameter(
     spec: TensorSpec,
     zero_stage: int,
     zero_ways: int,
+    offload: bool = False,
 ) -> LocalParameter:
     """Number the values of one parameter; scalars are never cut."""
     local = values.new(spec)
@@ -108,6 +111,7 @@ def new_parameter(
             local=local,
             stored=local,
             optimized=local,
+            offload=offload,
         )
     zero = choose_zero_shard(spec.shape, zero_ways)
     chunk = values.new(chunk_spec(spec, zero))
@@ -121,6 +125,7 @@ def new_parameter(
         local=local,
         stored=chunk if zero_stage == 3 else local,
         optimized=chunk,
+        offload=offload,
     )
 
 

@@ -107,7 +107,9 @@ def lower_plan(
     sharded = shard_plan(prepared, plan)
     stage_of_segment = plan.stage_of_segment
     choices = [
-        SegmentChoices(zero_stage=entry.zero_stage, recompute=entry.recompute)
+        SegmentChoices(
+            zero_stage=entry.zero_stage, recompute=entry.recompute, offload=entry.offload
+        )
         for entry in segment_entries(prepared, plan)
     ]
     bucket_bytes = plan.communication.bucket_bytes

@@ -167,6 +167,8 @@ class ParameterSlot:
     ``optimized``; ``None`` for a parameter the loss does not depend on."""
     replicated_axes: tuple[str, ...]
     """Axes along which ranks hold equal copies (for norms and checkpoints)."""
+    offload: bool = False
+    """The optimizer's own copy and its state live in the host's memory, where it steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,5 +259,8 @@ class StageProgram:
     micro-batches are concatenated (``None``: equal in all of them; ``SUMMED``: their sum)."""
     buffer_updates: tuple[tuple[str, int], ...]
     """Buffer name and the value in ``forward``'s outputs."""
+    depth: int | None = None
+    """Stages on the longest path from this one to an end of the stage graph, itself included: so
+    far ahead 1F1B runs forwards; ``None``: as many as there are to the last stage."""
     notes: tuple[str, ...] = ()
     """Operators that are replicated because they have no rule, and the like."""

@@ -34,6 +34,7 @@ from typing import NamedTuple
 
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import ScheduleName
+from meshwright.plans.runnable import RUNNABLE_SCHEDULES
 from meshwright.spmd.program import Transfer
 
 __all__ = [
@@ -356,10 +357,9 @@ def actions(
     _check_counts(schedule, num_stages, num_stages, num_microbatches)
     if not 0 <= stage < num_stages:
         raise PlanRefused(f"schedule {schedule}: no stage {stage} among {num_stages}; mend stages")
-    if schedule not in {ScheduleName.GPIPE, ScheduleName.ONE_F_ONE_B}:
+    if schedule not in RUNNABLE_SCHEDULES:
         raise PlanRefused(
-            f"schedule {schedule}: the runtime cannot run it; use {ScheduleName.ONE_F_ONE_B} or "
-            f"{ScheduleName.GPIPE}"
+            f"schedule {schedule}: the runtime cannot run it; use {' or '.join(RUNNABLE_SCHEDULES)}"
         )
     lead = num_in_flight(
         schedule,

@@ -44,6 +44,7 @@ class SegmentChoices:
 
     zero_stage: int
     recompute: Recompute
+    offload: bool = False
 
 
 class StageContext:
@@ -86,14 +87,15 @@ class StageContext:
 
     def _parameter(self, value: int) -> LocalParameter:
         segments = self.stages.segments_of_parameter.get(value, ())
-        zero_stage = self.choices[segments[0]].zero_stage if segments else 0
+        choice = self.choices[segments[0]] if segments else None
         return new_parameter(
             self.values,
             name=self.input_of[value].name,
             full=self.specs.full(value),
             shard=self.specs.shard_spec(value),
             spec=self.specs.spec(value),
-            zero_stage=zero_stage,
+            zero_stage=0 if choice is None else choice.zero_stage,
+            offload=choice is not None and choice.offload,
             zero_ways=self.sharded.axis_sizes[ZERO_AXIS],
         )
 

@@ -15,18 +15,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from meshwright.errors import PlanRefused
-from meshwright.graph.dimensions import BATCH, SEQUENCE, DimensionLabels, is_experts
+from meshwright.graph.dimensions import BATCH, RING, SEQUENCE, DimensionLabels, is_experts
 from meshwright.graph.factors import FactorAnalysis, LeafFactor
 from meshwright.graph.rules.base import Variant
 from meshwright.graph.segments import Segment, Segmentation
 from meshwright.spmd.layout import MICRO
 
-__all__ = ["RING", "Shard", "Wanted", "fits", "readers_of_parameter_views", "wanted_classes"]
+__all__ = ["Shard", "Wanted", "fits", "readers_of_parameter_views", "wanted_classes"]
 
 Shard = Mapping[str, Sequence[str]]
 """Mesh axis to labels of dimension classes, most wanted first."""
 
-RING = "ring"
 _RING_CLASS = -1
 
 _Classes = dict[str, list[int]]
@@ -73,16 +72,16 @@ def wanted_classes(
             ops = {*segment.forward_ops, *segment.backward_ops} - labels.expert_operators
             by_op.update(dict.fromkeys(ops, beside))
     for segment, exceptions in zip(segmentation.segments, operators, strict=False):
-        ops = (*segment.forward_ops, *segment.backward_ops)
+        numbered = (*segment.forward_ops, *segment.backward_ops)
         for number, shard in exceptions.items():
-            if not 0 <= number < len(ops):
+            if not 0 <= number < len(numbered):
                 raise PlanRefused(
                     f"segment {segment.index} of class {segment.segment_class}: operator {number} "
-                    f"is none of its {len(ops)}, numbered from 0, forward and then backward"
+                    f"is none of its {len(numbered)}, numbered from 0, forward and then backward"
                 )
             own = _classes(segment, labels.by_segment[segment.index], shard, axes)
-            by_op[ops[number]] = {
-                **by_op.get(ops[number], by_segment[segment.index]),
+            by_op[numbered[number]] = {
+                **by_op.get(numbered[number], by_segment[segment.index]),
                 **{axis: classes for axis, classes in own.items() if axis in shard},
             }
     return Wanted(by_segment=by_segment, by_op=by_op)

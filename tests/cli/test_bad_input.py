@@ -120,6 +120,21 @@ def test_malformed_plan_file(
     assert [] == [part for part in parts if part not in answer.lines_of_error[0]]
 
 
+@pytest.mark.parametrize("verb", ["validate", "run"])
+def test_a_plan_the_runtime_cannot_carry(meshwright: Run, plan_file: Path, verb: str) -> None:
+    plan = json.loads(plan_file.read_text())
+    plan["communication"]["pipeline"] = "int8"
+    for segment in plan["segments"]:
+        segment["offload"] = True
+    plan_file.write_text(json.dumps(plan))
+    answer = meshwright(verb, plan_file)
+
+    assert 1 == answer.status
+    assert 1 == len(answer.lines_of_error)
+    assert "$.segments[0].offload: the runtime keeps" in answer.lines_of_error[0]
+    assert f"(and {len(plan['segments'])} more)" in answer.lines_of_error[0]
+
+
 def test_plan_of_another_program(meshwright: Run, plan_file: Path) -> None:
     plan = json.loads(plan_file.read_text())
     plan["model"]["reference"] = "tiny-mlp?hidden=48"

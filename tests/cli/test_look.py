@@ -17,6 +17,18 @@ def test_one_model(meshwright: Run) -> None:
     assert 16384 + 2048 + 2 * (49152 + 832) + 128 == found["num_parameters"]
 
 
+def test_coverage_of_one_model(meshwright: Run) -> None:
+    """Operators with their rules, and the sizes that tensor parallelism must divide."""
+    found = meshwright("models", "tiny-gpt?num_layers=2", "--json").document["coverage"]
+    (attention,) = [segment for segment in found["segments"] if "heads" in segment["sizes"]]
+
+    assert 1.0 == found["covered_fraction"]
+    assert all(item["has_rule"] for item in found["operators"])
+    assert abs(sum(item["flop_fraction"] for item in found["operators"]) - 1) < 1e-9
+    assert 4 == attention["sizes"]["heads"]
+    assert 2 == attention["count"]
+
+
 def test_all_models(meshwright: Run) -> None:
     found = meshwright("models", "--json").document["models"]
     sizes = {item["name"]: item["num_parameters"] for item in found}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from meshwright.cluster import parse_cluster
 from meshwright.cost.model import choice_of
-from meshwright.cost.reduction import stages_of
 from meshwright.graph.opgraph import OpGraph
 from meshwright.plans.plan import JobSpec, ParallelPlan, Precision, Recompute
 from meshwright.solvers.base import SearchContext
@@ -60,16 +59,18 @@ def lowered(context: SearchContext, plan: ParallelPlan) -> tuple[StageProgram, .
     """The programs of ``plan``."""
     model = context.model
     choice = choice_of(plan, model.segment_classes)
+    entries = plan.segment_plans(model.segment_classes)
     sharded = shard_graph(
         model.analysis,
         model.segmentation,
         model.labels,
-        shards=[entry.shard for entry in plan.segment_plans(model.segment_classes)],
+        shards=[entry.shard for entry in entries],
+        operators=[entry.operators_by_number for entry in entries],
         axis_sizes={**choice.split.sizes, MICRO: plan.num_microbatches},
     )
     return lower(
         sharded,
-        stage_of_segment=stages_of(choice.starts, len(model.segment_classes)).tolist(),
+        stage_of_segment=plan.stage_of_segment,
         choices=[
             SegmentChoices(zero_stage=zero, recompute=policy)
             for zero, policy in zip(choice.zero_stages, choice.policies, strict=True)

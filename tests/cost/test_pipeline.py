@@ -297,8 +297,38 @@ def test_no_schedule_beats_the_bound(data: st.DataObject) -> None:
 
     bound_s = step_lower_bound_s(forward_s, backward_s, count)
 
-    for schedule in (GPIPE, ONE_F_ONE_B, ScheduleName.INTERLEAVED):
+    for schedule in (GPIPE, ONE_F_ONE_B):
         assert bound_s <= end_s(schedule, forward_s, backward_s, count) * (1 + 1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_no_split_or_interleaved_schedule_beats_its_bound(data: st.DataObject) -> None:
+    groups = data.draw(st.integers(1, 4))
+    schedule = data.draw(st.sampled_from([ScheduleName.ZB_H1, ScheduleName.INTERLEAVED]))
+    stages = 2 * groups if schedule is ScheduleName.INTERLEAVED and groups > 1 else groups
+    durations = st.lists(st.floats(0.1, 9), min_size=stages, max_size=stages)
+    forward_s, backward_s, weight_s = (data.draw(durations) for _ in range(3))
+    count = groups * data.draw(st.integers(1, 8))
+    finish = finish_times_s(
+        schedule,
+        forward_s=forward_s,
+        backward_s=backward_s,
+        weight_s=weight_s,
+        num_microbatches=count,
+        forward_transfer_s={},
+        backward_transfer_s={},
+        num_groups=groups,
+    )
+    bound_s = step_lower_bound_s(
+        forward_s,
+        backward_s,
+        count,
+        num_groups=groups,
+        is_split=schedule is ScheduleName.ZB_H1,
+    )
+
+    assert bound_s <= max(finish) * (1 + 1e-9)
 
 
 @settings(max_examples=40, deadline=None)

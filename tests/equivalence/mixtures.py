@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from meshwright.graph.segments import Segment
-from meshwright.plans.plan import ParallelPlan, Recompute, SegmentPlan, Stage
+from meshwright.plans.plan import ParallelPlan, Recompute, ScheduleName, SegmentPlan, Stage
 from tests.equivalence.subject import (
     BATCH,
     EXPERTS,
@@ -141,3 +141,56 @@ MIXTURES: dict[str, Mixture] = {
     ),
 }
 """Mixtures that every model is tried with."""
+
+
+def _branched(recipe: Recipe, *stages: Callable[[Segment], bool]) -> Mixture:
+    return Mixture(recipe, recipe, stages=stages)
+
+
+_BIASES = _numbered(0, 1, 2, 3, 8)
+_ENCODER = _numbered(*range(8))
+
+BRANCHES: dict[str, dict[str, Mixture]] = {
+    "tiny-clip": {
+        "towers side by side": _branched(
+            Recipe({"pp": 3}), _named("image_tower"), _named("text_tower")
+        ),
+        "texts before images": _branched(
+            Recipe({"pp": 3, "tp": 2}, {"tp": TENSOR}, recompute=Recompute.FULL),
+            _named("text_tower"),
+            _named("image_tower"),
+        ),
+        "loss with the texts": _branched(Recipe({"pp": 2}), _named("image_tower")),
+        "half of each tower": _branched(
+            Recipe({"pp": 2, "dp_shard": 2}, _DP, zero=3), _numbered(0, 1, 2, 3, 6, 7, 8, 9)
+        ),
+    },
+    "tiny-t5": {
+        "encoder, decoder": _branched(Recipe({"pp": 2}, micro=4), _ENCODER),
+        "both position biases on the first": _branched(
+            Recipe({"pp": 3}, micro=4), _BIASES, _ENCODER
+        ),
+        "the same, GPipe on dp2 zero2": _branched(
+            Recipe({"pp": 3, "dp_shard": 2}, _DP, zero=2, micro=2, schedule=ScheduleName.GPIPE),
+            _BIASES,
+            _ENCODER,
+        ),
+    },
+    "tiny-unet": {
+        "time beside images": _branched(
+            Recipe({"pp": 3}, micro=4), _named("time"), _numbered(2, 3)
+        ),
+        "skips over stages": _branched(
+            Recipe({"pp": 4}, micro=4, recompute=Recompute.SELECTIVE),
+            lambda segment: segment.index < 7,
+            lambda segment: segment.index < 13,
+            lambda segment: segment.index < 19,
+        ),
+        "stem, time and middle in turn": _branched(
+            Recipe({"pp": 3, "dp_replicate": 2}, _DP, micro=2),
+            _numbered(2, 3),
+            lambda segment: segment.index < 16,
+        ),
+    },
+}
+"""Stages that hold parts of several branches, or lie side by side."""

@@ -10,6 +10,7 @@ import torch
 from meshwright.errors import PlanRefused
 from meshwright.graph.opgraph import TensorSpec
 from meshwright.plans.plan import ScheduleName
+from meshwright.plans.runnable import RUNNABLE_SCHEDULES
 from meshwright.runtime.virtual import VirtualCluster
 from tests.runtime import handwritten
 
@@ -25,7 +26,7 @@ def _cluster(dp: int, tp: int, num_microbatches: int, schedule: ScheduleName) ->
     )
 
 
-@pytest.mark.parametrize("schedule", list(ScheduleName))
+@pytest.mark.parametrize("schedule", RUNNABLE_SCHEDULES)
 @pytest.mark.parametrize(
     ("dp", "tp", "num_microbatches"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 2, 3), (3, 2, 2)]
 )

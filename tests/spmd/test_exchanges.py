@@ -132,9 +132,7 @@ def test_an_exchange_costs_less_than_a_gather(cluster: str) -> None:
     exchange_s = collective_time_s(
         CollectiveKind.ALL_TO_ALL, num_bytes / len(ranks), cluster=machine, ranks=ranks
     )
-    gather_s = collective_time_s(
-        CollectiveKind.ALL_GATHER, num_bytes, cluster=machine, ranks=ranks
-    )
+    gather_s = collective_time_s(CollectiveKind.ALL_GATHER, num_bytes, cluster=machine, ranks=ranks)
 
     assert 0 < exchange_s < gather_s / 2
 

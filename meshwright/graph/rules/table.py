@@ -14,7 +14,7 @@ from meshwright.graph.rules.reductions import REDUCTION_RULES
 from meshwright.graph.rules.spatial import SPATIAL_RULES
 from meshwright.graph.rules.views import VIEW_RULES
 
-__all__ = ["has_rule", "rule_of"]
+__all__ = ["has_rule", "rule_names", "rule_of"]
 
 _TABLE: dict[str, RuleFunction] = {
     **VIEW_RULES,
@@ -24,6 +24,11 @@ _TABLE: dict[str, RuleFunction] = {
     **SPATIAL_RULES,
     **INDEXING_RULES,
 }
+
+
+def rule_names() -> frozenset[str]:
+    """Every rule: overloads (``aten.mm.default``), and element-wise operators by bare name."""
+    return frozenset(_TABLE) | POINTWISE | RANDOM_POINTWISE
 
 
 def has_rule(target: str) -> bool:

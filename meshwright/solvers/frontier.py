@@ -1,0 +1,122 @@
+"""What layer-wise solvers share in one search: the survey, plan spaces, and the mixtures found.
+
+Skeletons are taken in order of the survey's estimate, which no mixture on them can much undercut,
+until it is no less than the best plan found. Each is searched with the way of sharding of its best
+uniform plan; the few best ones are searched again with every way of sharding.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from meshwright.errors import PlanRefused
+from meshwright.solvers.base import SearchContext
+from meshwright.solvers.decision import Decision, Sharding, Skeleton
+from meshwright.solvers.evaluate import PlanSpace
+from meshwright.solvers.mixture import Mixture, best_mixture
+from meshwright.solvers.skeletons import shardings_for, strategies_for
+from meshwright.solvers.survey import Survey, Surveyed, everything, survey
+
+__all__ = ["Found", "Frontier"]
+
+_MAX_SKELETONS = 32
+_NUM_WIDE = 3
+"""Skeletons searched with every way of sharding."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """A mixture and its space."""
+
+    space: PlanSpace
+    mixture: Mixture
+
+    @property
+    def decision(self) -> Decision:
+        """The mixture as a decision."""
+        return self.space.decision(self.mixture.assignment, self.mixture.starts)
+
+
+class Frontier:
+    """Mutable: remembers what was worked out for one context."""
+
+    def __init__(self, context: SearchContext) -> None:
+        """Nothing is worked out yet."""
+        self.context = context
+        self.evaluations = 0
+        self.is_complete = True
+        self._survey: Survey | None = None
+        self._spaces: dict[tuple[Skeleton, tuple[Sharding, ...]], PlanSpace] = {}
+        self._found: list[Found] | None = None
+
+    def survey(self, deadline_s: float | None = None) -> Survey:
+        """The look at all skeletons."""
+        if self._survey is None:
+            self._survey = survey(self.context, within=everything, deadline_s=deadline_s)
+        return self._survey
+
+    def space(self, skeleton: Skeleton, shardings: tuple[Sharding, ...]) -> PlanSpace:
+        """All strategies of some ways of sharding.
+
+        Raises:
+            PlanRefused: the graph cannot be sharded so, or the pins leave nothing.
+        """
+        key = (skeleton, shardings)
+        if key not in self._spaces:
+            strategies = [
+                strategy
+                for strategy in strategies_for(self.context, skeleton)
+                if strategy.sharding in shardings
+            ]
+            if not strategies:
+                raise PlanRefused("the pins leave no strategy")
+            self._spaces[key] = PlanSpace(self.context, skeleton, strategies)
+        return self._spaces[key]
+
+    def mixtures(self, deadline_s: float | None = None) -> list[Found]:
+        """The best mixture of every skeleton searched, best first; found once."""
+        if self._found is not None:
+            return self._found
+        looked = self.survey(deadline_s)
+        best_s = looked.best_s
+        found: list[Found] = []
+        for item in looked.skeletons:
+            if item.estimate_s >= best_s or len(found) >= _MAX_SKELETONS:
+                break
+            if deadline_s is not None and time.monotonic() > deadline_s:
+                self.is_complete = False
+                break
+            one = self._mixture(item.skeleton, self._best_sharding(item), deadline_s)
+            if one is not None:
+                found.append(one)
+                if one.mixture.fits:
+                    best_s = min(best_s, one.mixture.time_s)
+        found.sort(key=lambda one: one.mixture.rank)
+        for one in found[:_NUM_WIDE]:
+            every = shardings_for(self.context, one.space.skeleton)
+            if len(every) > 1 and not (deadline_s and time.monotonic() > deadline_s):
+                wide = self._mixture(one.space.skeleton, every, deadline_s)
+                found += [wide] if wide is not None else []
+        found.sort(key=lambda one: one.mixture.rank)
+        self._found = found
+        return found
+
+    def _best_sharding(self, item: Surveyed) -> tuple[Sharding, ...]:
+        """That of the skeleton's best uniform plan."""
+        mine = [u for u in self.survey().uniform if u.decision.skeleton == item.skeleton]
+        if not mine:
+            return item.shardings[:1]
+        best = min(mine, key=lambda u: (max(u.excess, 0.0), u.time_s))
+        return (best.strategy.sharding,)
+
+    def _mixture(
+        self, skeleton: Skeleton, shardings: tuple[Sharding, ...], deadline_s: float | None
+    ) -> Found | None:
+        try:
+            space = self.space(skeleton, shardings)
+        except PlanRefused:
+            return None
+        mixture, evaluations = best_mixture(space, deadline_s=deadline_s)
+        self.evaluations += evaluations
+        return None if mixture is None else Found(space, mixture)

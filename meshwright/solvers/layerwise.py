@@ -1,0 +1,125 @@
+"""Layer-wise solvers: every segment its own sharding, ZeRO stage and recompute.
+
+``LayerwiseDP`` cuts stages and mixes strategies by dynamic programming and prices of memory, then
+polishes (``solvers.mixture``). ``LayerwiseILP`` takes the stages of the best of these and solves
+the mixture on them as an integer program, which also says how far from the best it can be
+(``solvers.mixture_ilp``).
+"""
+
+from __future__ import annotations
+
+import time
+
+from meshwright.errors import PlanRefused
+from meshwright.solvers.base import Candidate, SearchContext, SolveResult, SolveStatus
+from meshwright.solvers.decision import Decision
+from meshwright.solvers.evaluate import candidate_of_decision
+from meshwright.solvers.frontier import Found, Frontier
+from meshwright.solvers.mixture_ilp import integer_mixture
+from meshwright.solvers.schedules import with_schedules
+
+__all__ = ["LayerwiseDP", "LayerwiseILP"]
+
+_NUM_JUDGED = 6
+"""Mixtures priced exactly."""
+
+_NUM_PROGRAMS = 3
+"""Skeletons solved as integer programs."""
+
+_PROGRAM_LIMIT_S = 4.0
+
+
+class LayerwiseDP:
+    """Mixtures by dynamic programming; a ``Proposer``."""
+
+    def __init__(self, frontier: Frontier | None = None) -> None:
+        """``frontier``: shared with others of the same search; an own one by default."""
+        self._frontier = frontier
+
+    @property
+    def name(self) -> str:
+        """``dp``."""
+        return "dp"
+
+    def propose(self, context: SearchContext, deadline_s: float | None = None) -> SolveResult:
+        """The best mixtures of the best skeletons, fastest first."""
+        start_s = time.monotonic()
+        frontier = self._frontier or Frontier(context)
+        before = frontier.evaluations
+        found = frontier.mixtures(deadline_s)
+        decisions = [one.decision for one in found if one.mixture.fits][:_NUM_JUDGED]
+        candidates = _judged(context, decisions, self.name)
+        status = SolveStatus.DONE if frontier.is_complete else SolveStatus.STOPPED
+        return SolveResult(
+            candidates=candidates,
+            evaluations=frontier.evaluations - before + len(candidates),
+            seconds=time.monotonic() - start_s,
+            status=status if candidates else SolveStatus.NOTHING_FITS,
+        )
+
+
+class LayerwiseILP:
+    """Mixtures by integer programming; a ``Proposer``."""
+
+    def __init__(self, frontier: Frontier | None = None) -> None:
+        """``frontier``: shared with others of the same search; an own one by default."""
+        self._frontier = frontier
+
+    @property
+    def name(self) -> str:
+        """``ilp``."""
+        return "ilp"
+
+    def propose(self, context: SearchContext, deadline_s: float | None = None) -> SolveResult:
+        """The best mixtures on the stages of the best skeletons, and how far off they can be."""
+        start_s = time.monotonic()
+        frontier = self._frontier or Frontier(context)
+        decisions: list[Decision] = []
+        notes: dict[str, str] = {}
+        evaluations = 0
+        is_complete = True
+        for one in _narrow(frontier.mixtures(deadline_s))[:_NUM_PROGRAMS]:
+            left_s = _PROGRAM_LIMIT_S
+            if deadline_s is not None:
+                left_s = min(left_s, (deadline_s - time.monotonic()) / 3)
+            if left_s <= 0:
+                is_complete = False
+                break
+            solved = integer_mixture(one.space, one.mixture.starts, time_limit_s=left_s)
+            evaluations += solved.evaluations
+            if solved.mixture is None or not solved.mixture.fits:
+                continue
+            decisions.append(one.space.decision(solved.mixture.assignment, solved.mixture.starts))
+            gap = solved.mixture.time_s / solved.bound_s - 1 if solved.bound_s > 0 else 0.0
+            notes[str(len(decisions))] = f"within {max(gap, 0.0):.2%} of the best on its stages"
+        candidates = _judged(context, decisions, self.name)
+        status = SolveStatus.DONE if is_complete else SolveStatus.STOPPED
+        return SolveResult(
+            candidates=candidates,
+            evaluations=evaluations + len(candidates),
+            seconds=time.monotonic() - start_s,
+            status=status if candidates else SolveStatus.NOTHING_FITS,
+            notes=notes,
+        )
+
+
+def _narrow(found: list[Found]) -> list[Found]:
+    """Those with one way of sharding."""
+    return [one for one in found if len(one.space.costs.shardings) == 1 and one.mixture.fits]
+
+
+def _judged(
+    context: SearchContext, decisions: list[Decision], solver: str
+) -> tuple[Candidate, ...]:
+    """Exactly priced, those that fit, fastest first."""
+    found = []
+    for decision in dict.fromkeys(decisions):
+        for scheduled in with_schedules(context, decision):
+            try:
+                candidate = candidate_of_decision(context, scheduled, solver=solver)
+            except PlanRefused as error:
+                context.report(f"{solver}: {error}")
+                continue
+            if candidate.cost.fits:
+                found.append(candidate)
+    return tuple(sorted(found, key=lambda candidate: candidate.time_s))

@@ -1,0 +1,243 @@
+"""Pipelines of unequal stages: sub-meshes of any size, each with its own way of parallelism.
+
+For every number of micro-batches, ``stage_chain`` cuts the chain of segments and shares out the
+devices; what it finds is priced exactly. Segments are first joined to about ``_MAX_UNITS`` units of
+equal time, so the effort does not grow with depth. Where hosts are of different types, every stage
+lies on one type, and one stage over all of them with shares of the samples to each type's speed is
+tried besides (``batch_shares``).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from meshwright.cluster.model import Cluster
+from meshwright.cost.collectives import LINK_EFFICIENCY
+from meshwright.cost.columns import FloatArray, IntArray
+from meshwright.cost.table import Split
+from meshwright.errors import PlanRefused
+from meshwright.plans.plan import AXIS_NAMES
+from meshwright.solvers.base import Candidate, SearchContext, SolveResult, SolveStatus
+from meshwright.solvers.batch_shares import shared_plans
+from meshwright.solvers.space import UniformChoice, divisors, stage_times_s
+from meshwright.solvers.stage_branches import branch_candidates
+from meshwright.solvers.stage_chain import ChainProblem, solve_chain
+from meshwright.solvers.stage_options import (
+    OptionCosts,
+    Pool,
+    pools_of,
+    priced_options,
+    sizes_of,
+    stage_costs,
+    whole_hosts_only,
+)
+from meshwright.solvers.staged import StagePick, staged_plan
+
+__all__ = ["Stages"]
+
+_MAX_UNITS = 40
+_MAX_STAGES = 40
+_MAX_SPLITS = 7
+"""Numbers of micro-batches tried."""
+
+_SEQUENCE_SPLITS = 2
+"""Of these, the best also with sequence parallelism."""
+
+_SHORTLIST = 6
+"""Plans priced exactly."""
+
+
+@dataclass(slots=True)
+class _State:
+    """The mutable part of one search."""
+
+    deadline_s: float | None
+    evaluations: int = 0
+    stopped: bool = False
+    found: list[tuple[float, int, tuple[StagePick, ...]]] = field(default_factory=list)
+    """Estimated seconds, micro-batches, stages."""
+
+    def is_late(self) -> bool:
+        """Whether the time is up."""
+        if self.deadline_s is not None and time.monotonic() > self.deadline_s:
+            self.stopped = True
+        return self.stopped
+
+
+class Stages:
+    """Unequal stages on unequal sub-meshes; a ``Proposer``."""
+
+    @property
+    def name(self) -> str:
+        """``stages``."""
+        return "stages"
+
+    def propose(self, context: SearchContext, deadline_s: float | None = None) -> SolveResult:
+        """The best pipelines of unequal stages, fastest first."""
+        start_s = time.monotonic()
+        state = _State(deadline_s)
+        pools = pools_of(context.cluster)
+        units = units_of(stage_times_s(context, UniformChoice()))
+        cuts = _cut_bytes(context, units)
+        for num_microbatches in _splits(context):
+            self._search(context, state, pools, (units, cuts), num_microbatches, False)
+        ranked = dict.fromkeys(micro for _, micro, _ in sorted(state.found, key=lambda x: x[0]))
+        for num_microbatches in list(ranked)[:_SEQUENCE_SPLITS]:
+            self._search(context, state, pools, (units, cuts), num_microbatches, True)
+        candidates = self._priced(context, state, pools)
+        candidates += branch_candidates(
+            context, _splits(context), solver=self.name, deadline_s=deadline_s
+        )
+        if len(pools) > 1:
+            candidates += shared_plans(
+                context, _splits(context), solver=self.name, deadline_s=deadline_s
+            )
+        fits = sorted((c for c in candidates if c.cost.fits), key=lambda c: c.time_s)
+        status = SolveStatus.STOPPED if state.stopped else SolveStatus.DONE
+        return SolveResult(
+            candidates=tuple(fits),
+            evaluations=state.evaluations + len(candidates),
+            seconds=time.monotonic() - start_s,
+            status=status if fits else SolveStatus.NOTHING_FITS,
+        )
+
+    def _search(
+        self,
+        context: SearchContext,
+        state: _State,
+        pools: Sequence[Pool],
+        chain: tuple[IntArray, FloatArray],
+        num_microbatches: int,
+        sequence_parallel: bool,
+    ) -> None:
+        """The best chain of stages with one number of micro-batches, and the best single stage."""
+        if state.is_late():
+            return
+        context.report(f"{self.name}: {num_microbatches} micro-batches")
+        units, cuts = chain
+        whole_hosts = whole_hosts_only(context.cluster)
+        unit_of_pool = [pool.devices_per_host if whole_hosts else 1 for pool in pools]
+        levels = min(_MAX_STAGES, num_microbatches, int(units.max()) + 1)
+        ways: list[tuple[int, int, list[OptionCosts]]] = []
+        costs, which = [], []
+        for number, pool in enumerate(pools):
+            for size in sizes_of(pool, whole_hosts=whole_hosts):
+                if state.is_late():
+                    return
+                options = priced_options(
+                    context,
+                    pools,
+                    number,
+                    size,
+                    num_microbatches=num_microbatches,
+                    sequence_parallel=sequence_parallel,
+                )
+                state.evaluations += len(options)
+                if options:
+                    cost_s, best = stage_costs(options, units, levels, num_microbatches)
+                    cost_s += _passing_s(context.cluster, pool, size, cuts / num_microbatches)
+                    if np.isfinite(cost_s).any():
+                        ways.append((number, size // unit_of_pool[number], options))
+                        costs.append(cost_s)
+                        which.append(best)
+        if not ways:
+            return
+        uses = np.zeros((len(ways), len(pools)), dtype=np.int64)
+        for row, (number, size, _) in enumerate(ways):
+            uses[row, number] = size
+        problem = ChainProblem(
+            cost_s=np.stack(costs),
+            uses=uses,
+            devices=tuple(
+                pool.num_devices // unit for pool, unit in zip(pools, unit_of_pool, strict=True)
+            ),
+            num_microbatches=num_microbatches,
+            max_stages=min(_MAX_STAGES, int(units.max()) + 1),
+        )
+        for max_stages in (1, problem.max_stages):
+            solution = solve_chain(replace(problem, max_stages=max_stages))
+            if solution is None:
+                continue
+            picks = []
+            for stage in solution.stages:
+                best = which[stage.way][min(stage.level, levels) - 1, stage.first, stage.last]
+                inside = np.flatnonzero((units >= stage.first) & (units <= stage.last))
+                option = ways[stage.way][2][int(best)].option
+                picks.append(StagePick(segments=tuple(inside.tolist()), option=option))
+            state.found.append((solution.time_s, num_microbatches, tuple(picks)))
+
+    def _priced(
+        self, context: SearchContext, state: _State, pools: Sequence[Pool]
+    ) -> list[Candidate]:
+        candidates = []
+        ranked = sorted(state.found, key=lambda item: item[0])
+        alone = [item for item in ranked if len(item[2]) == 1][: _SHORTLIST // 2]
+        several = [item for item in ranked if len(item[2]) > 1][:_SHORTLIST]
+        for _, num_microbatches, picks in (*alone, *several):
+            plan = staged_plan(
+                context, picks, pools, num_microbatches=num_microbatches, solver=self.name
+            )
+            if plan is None or not context.pins.allows_plan(plan):
+                continue
+            try:
+                cost = context.model.cost(plan)
+            except PlanRefused:
+                continue
+            candidates.append(Candidate(plan=plan, cost=cost, solver=self.name))
+        return candidates
+
+
+def units_of(times_s: Sequence[float]) -> IntArray:
+    """(V,) unit of each segment: neighbors joined to at most ``_MAX_UNITS`` of about equal time."""
+    if len(times_s) <= _MAX_UNITS:
+        return np.arange(len(times_s))
+    enough_s = sum(times_s) / _MAX_UNITS
+    found = []
+    unit, filled_s = 0, 0.0
+    for seconds in times_s:
+        if filled_s and filled_s + seconds > enough_s * (1 + 1e-9):
+            unit, filled_s = unit + 1, 0.0
+        found.append(unit)
+        filled_s += seconds
+    return np.array(found, dtype=np.int64)
+
+
+def _splits(context: SearchContext) -> tuple[int, ...]:
+    """Numbers of micro-batches to try: divisors of the batch, about evenly by their logarithm."""
+    if not context.can_split_step:
+        return (1,)
+    every = divisors(context.batch)
+    if len(every) <= _MAX_SPLITS:
+        return every
+    wanted = [
+        math.exp(math.log(every[-1]) * step / (_MAX_SPLITS - 1)) for step in range(_MAX_SPLITS)
+    ]
+    near = {min(every, key=lambda d: abs(math.log(d / want))) for want in wanted}
+    return tuple(sorted(near))
+
+
+def _cut_bytes(context: SearchContext, units: IntArray) -> FloatArray:
+    """(K,) bytes of a whole step that pass between a unit's predecessors and the rest."""
+    table = context.model.whole_table(1)
+    split = Split(
+        axis_sizes=tuple((axis, 1) for axis in AXIS_NAMES), num_microbatches=1, num_stages=1
+    )
+    found = np.zeros(int(units.max()) + 1)
+    passing = table.crossing_bytes(split, np.arange(table.num_segments))
+    for (_, source, target), num_bytes in passing.items():
+        low, high = sorted((int(units[source]), int(units[target])))
+        found[low + 1 : high + 1] += num_bytes
+    return found
+
+
+def _passing_s(cluster: Cluster, pool: Pool, size: int, cut_bytes: FloatArray) -> FloatArray:
+    """(K, 1) seconds in which a stage of ``size`` devices receives and returns what it needs."""
+    within = size < pool.devices_per_host or cluster.num_hosts == 1
+    link = cluster.hosts[pool.hosts[0]].link if within else cluster.levels[-1][1]
+    seconds = cut_bytes / size / (link.bytes_per_s * LINK_EFFICIENCY)
+    return np.asarray(seconds + 2 * link.latency_s * (cut_bytes > 0))[:, None]

@@ -1,0 +1,231 @@
+"""A look at all skeletons: what each may take at least, and its best uniform plan.
+
+``estimate_s`` is what a skeleton's segments take with their best sharding and nothing computed
+twice, evenly cut into stages: memory, data parallelism and transfers left out. Skeletons are tried
+in this order until the estimate of the next is no less than the best plan found.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from meshwright.cost.columns import FloatArray, IntArray
+from meshwright.errors import PlanRefused
+from meshwright.plans.plan import Recompute
+from meshwright.solvers.base import SearchContext
+from meshwright.solvers.decision import Decision, Sharding, Skeleton, Strategy
+from meshwright.solvers.evaluate import Evaluated, PlanSpace
+from meshwright.solvers.linear import LinearCosts, linear_costs
+from meshwright.solvers.partition import StageBytes, least_bottleneck
+from meshwright.solvers.resharding import table_of_shardings
+from meshwright.solvers.segment_costs import split_of_skeleton, stage_rooflines
+from meshwright.solvers.skeletons import shardings_for, skeletons, strategies_for
+
+__all__ = ["Scope", "Survey", "Surveyed", "Uniform", "everything", "narrow", "survey"]
+
+Scope = Callable[[Skeleton, Sharding | None], bool]
+"""Whether a way of sharding is looked at; with ``None``, whether the skeleton is at all."""
+
+
+_USEFUL = frozenset({"plain", "tensor", "tensor+sequence"})
+"""Ways of sharding worth having everywhere: the others are another mesh, or idle devices."""
+
+
+def everything(_: Skeleton, sharding: Sharding | None) -> bool:
+    """The scope of ``-O2``."""
+    return sharding is None or sharding.name in _USEFUL
+
+
+def narrow(skeleton: Skeleton, sharding: Sharding | None) -> bool:
+    """The scope of ``-O1``: no context parallelism."""
+    return skeleton.sizes["cp"] == 1 and everything(skeleton, sharding)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uniform:
+    """A plan whose segments all do the same."""
+
+    time_s: float
+    excess: float
+    decision: Decision
+
+    @property
+    def fits(self) -> bool:
+        """Every stage fits."""
+        return self.excess <= 0.0
+
+    @property
+    def strategy(self) -> Strategy:
+        """What its segments do."""
+        return self.decision.strategies[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surveyed:
+    """A skeleton before anything is decided on it."""
+
+    skeleton: Skeleton
+    shardings: tuple[Sharding, ...]
+    estimate_s: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Survey:
+    """What a look around found."""
+
+    skeletons: list[Surveyed] = field(default_factory=list)
+    """All, by estimate."""
+    uniform: list[Uniform] = field(default_factory=list)
+    """Of the skeletons tried; the best of each."""
+    evaluations: int = 0
+    is_complete: bool = True
+    """No skeleton was left out for lack of time."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """Why a way of sharding is not among them."""
+
+    @property
+    def fitting(self) -> list[Uniform]:
+        """Uniform plans that fit, fastest first."""
+        return sorted((u for u in self.uniform if u.fits), key=lambda u: u.time_s)
+
+    @property
+    def best_s(self) -> float:
+        """Time of the fastest uniform plan that fits."""
+        return min((u.time_s for u in self.uniform if u.fits), default=float("inf"))
+
+
+def survey(
+    context: SearchContext, *, within: Scope | None = None, deadline_s: float | None = None
+) -> Survey:
+    """Look at every skeleton the pins allow.
+
+    Args:
+        context: what to plan.
+        within: ways of sharding to look at; all by default.
+        deadline_s: ``time.monotonic()`` after which to return what there is.
+    """
+    found = Survey()
+    for skeleton in skeletons(context):
+        if within is not None and not within(skeleton, None):
+            continue
+        item = _looked_at(context, skeleton, within, found)
+        if item is not None:
+            found.skeletons.append(item)
+    found.skeletons.sort(key=lambda item: item.estimate_s)
+    best_s = float("inf")
+    for item in found.skeletons:
+        if item.estimate_s >= best_s:
+            break
+        if deadline_s is not None and time.monotonic() > deadline_s:
+            found.is_complete = False
+            break
+        for uniform in _uniform(context, item, found, best_s):
+            found.uniform.append(uniform)
+            if uniform.fits:
+                best_s = min(best_s, uniform.time_s)
+    return found
+
+
+def _looked_at(
+    context: SearchContext, skeleton: Skeleton, within: Scope | None, found: Survey
+) -> Surveyed | None:
+    shardings = [
+        sharding
+        for sharding in shardings_for(context, skeleton)
+        if within is None or within(skeleton, sharding)
+    ]
+    split = split_of_skeleton(skeleton)
+    # The fastest type of device stands for all: the estimate must not be too high.
+    roofline = max(stage_rooflines(context, skeleton), key=lambda r: r.flop_per_s)
+    policies = (Recompute.NONE,) * len(context.model.segment_classes)
+    totals: list[FloatArray] = []
+    usable = []
+    for sharding in shardings:
+        try:
+            table = table_of_shardings(context, skeleton, (sharding,) * len(policies))
+        except PlanRefused as error:
+            found.notes.setdefault(sharding.name, str(error))
+            continue
+        times = table.segment_times(
+            split, policies, roofline=roofline, prices=context.model.pricer.prices
+        )
+        totals.append(times.total_s)
+        usable.append(sharding)
+    if not usable:
+        return None
+    micro, count = skeleton.num_microbatches, skeleton.num_stages
+    work_s = float(np.min(totals, axis=0).sum())
+    return Surveyed(
+        skeleton=skeleton,
+        shardings=tuple(usable),
+        estimate_s=work_s / (1 - (1 - 1 / micro) ** count),
+    )
+
+
+def _uniform(
+    context: SearchContext, item: Surveyed, found: Survey, best_s: float
+) -> Iterator[Uniform]:
+    """The best plan of each sharding that fits, or the one nearest to it."""
+    every = strategies_for(context, item.skeleton)
+    for sharding in item.shardings:
+        strategies = [strategy for strategy in every if strategy.sharding == sharding]
+        if not strategies:
+            continue
+        space = PlanSpace(context, item.skeleton, strategies)
+        costs = linear_costs(space)
+        cut = least_bottleneck(costs.time_s[:, 0].tolist(), item.skeleton.num_stages)
+        if cut is None:
+            continue
+        numbers = np.arange(space.num_strategies)
+        priced = _priced(space, numbers, [cut] * len(numbers), found)
+        best = _best(space, numbers, [cut] * len(numbers), priced)
+        yield best
+        # Stages cut by memory may make something faster fit.
+        limit_s = min(best_s, best.time_s if best.fits else best_s)
+        roomier = {
+            number: _cut_by_memory(space, costs, number)
+            for number in np.flatnonzero((priced.excess > 0) & (priced.time_s < limit_s)).tolist()
+            if item.skeleton.num_stages > 1
+        }
+        able = [number for number, other in roomier.items() if other not in (None, cut)]
+        if able:
+            chosen, cuts = np.array(able), [roomier[number] for number in able]
+            yield _best(space, chosen, cuts, _priced(space, chosen, cuts, found))
+
+
+_Cuts = Sequence[tuple[int, ...] | None]
+
+
+def _priced(space: PlanSpace, numbers: IntArray, cuts: _Cuts, found: Survey) -> Evaluated:
+    """Some strategies, each everywhere and with its stages."""
+    assignment = np.repeat(numbers[:, None], space.num_segments, axis=1)
+    found.evaluations += len(numbers)
+    return space.evaluate(assignment, np.array(cuts, dtype=np.int64), simulate=False)
+
+
+def _best(space: PlanSpace, numbers: IntArray, cuts: _Cuts, priced: Evaluated) -> Uniform:
+    # Strategies are sorted from the simplest; of equals the first wins.
+    order = np.lexsort((numbers, priced.time_s, np.maximum(priced.excess, 0.0)))
+    first = int(order[0])
+    starts = np.array(cuts[first], dtype=np.int64)
+    return Uniform(
+        time_s=float(priced.time_s[first]),
+        excess=float(priced.excess[first]),
+        decision=space.decision(np.full(space.num_segments, numbers[first]), starts),
+    )
+
+
+def _cut_by_memory(space: PlanSpace, costs: LinearCosts, number: int) -> tuple[int, ...] | None:
+    """Stages that hold what one strategy brings, if that can be."""
+    spare = float(costs.spare_bytes[:, number].max()) + float(space.costs.shared_bytes[number])
+    memory = StageBytes(
+        fixed_bytes=costs.fixed_bytes[:, number].tolist(),
+        kept_bytes=costs.kept_bytes[:, number].tolist(),
+        in_flight=space.in_flight.astype(int).tolist(),
+        capacity_bytes=float(space.capacity_bytes.min()) - spare,
+    )
+    return least_bottleneck(costs.time_s[:, number].tolist(), space.skeleton.num_stages, memory)
