@@ -29,7 +29,7 @@ from meshwright.solvers.planner import make_context
 from meshwright.solvers.stages import Stages
 
 HERE = Path(__file__).parent
-CASES = (("gpt2", 256), ("bert-large", 256))
+CASES = (("gpt2", 1024), ("bert-large", 1024))
 """Model and global batch, at fp16: T4 has no bf16 unit."""
 
 

@@ -33,7 +33,7 @@ from meshwright.solvers.base import Proposer, SearchContext, SolveStatus
 from meshwright.solvers.enumeration import Enumeration, num_plans
 from meshwright.solvers.local_search import LOCAL_SEARCHES, LocalSearch
 from meshwright.solvers.pins import parse_pins
-from meshwright.solvers.planner import make_context, proposers_for
+from meshwright.solvers.planner import make_context, proposers_of
 from meshwright.solvers.portfolio import run_portfolio
 from meshwright.solvers.skeletons import shardings_for, skeletons
 from meshwright.solvers.space import UniformChoice, largest_divisor, price
@@ -178,7 +178,7 @@ def answer_s(context: SearchContext, proposers: Sequence[Proposer]) -> float | N
 def compared(context: SearchContext) -> dict[str, float | None]:
     """By solver its answer, searches at equal evaluations."""
     found: dict[str, float | None] = {}
-    for proposer in proposers_for("O2"):
+    for proposer in proposers_of(context):
         found.setdefault(proposer.name, answer_s(context, (proposer,)))
     for search in LOCAL_SEARCHES:
         assert isinstance(search, LocalSearch)
@@ -203,7 +203,7 @@ def row_of(instance: Instance, *, compare: bool) -> dict[str, Any]:
         return {**row, "skipped": oracle.notes.get("enumeration", "out of time")}
     fits = oracle.status is SolveStatus.DONE
     row["optimum_s"] = oracle.candidates[0].time_s if fits else None
-    row["answer_s"] = answer_s(context, proposers_for("O2"))
+    row["answer_s"] = answer_s(context, proposers_of(context))
     row["seconds"] = time.perf_counter() - middle
     if compare and fits:
         row["solvers"] = compared(context)

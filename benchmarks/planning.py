@@ -20,19 +20,27 @@ from pathlib import Path
 from typing import Any
 
 CASES = (
-    ("gpt2", "8xa100-80gb", 64, "bf16"),
-    ("llama3-8b", "64xh100", 256, "bf16"),
-    ("mixtral-8x7b", "64xh100", 256, "bf16"),
-    ("t5-11b", "64xa100-80gb", 256, "bf16"),
-    ("gpt3-175b", "1024xh100", 1536, "bf16"),
+    ("gpt2", "8xa100-80gb", 64, "bf16", "O1"),
+    ("gpt2", "8xa100-80gb", 64, "bf16", "O2"),
+    ("llama3-8b", "64xh100", 256, "bf16", "O1"),
+    ("mixtral-8x7b", "64xh100", 256, "bf16", "O1"),
+    ("t5-11b", "64xa100-80gb", 256, "bf16", "O1"),
+    ("gpt3-175b", "1024xh100", 1536, "bf16", "O1"),
+    ("gpt3-175b", "1024xh100", 1536, "bf16", "O2"),
+    ("llama3-405b", "16384xh100", 2048, "bf16", "O2"),
+    *(
+        ("llama3-8b", f"{count}xh100", max(count, 64), "bf16", "O1")
+        for count in (8, 32, 128, 512, 2048, 16384)
+    ),
+    *((f"llama3-8b?num_layers={depth}", "64xh100", 256, "bf16", "O1") for depth in (8, 16, 64)),
 )
-"""Model, cluster, global batch, precision."""
+"""Model, cluster, global batch, precision, level; the last rows vary devices, then depth."""
 
 
-def planned(model: str, cluster: str, batch: int, precision: str) -> dict[str, Any]:
+def planned(model: str, cluster: str, batch: int, precision: str, level: str) -> dict[str, Any]:
     """One planning process: wall and CPU seconds, peak resident bytes, and what it chose."""
     command = [sys.executable, "-m", "meshwright.cli", "plan", model, "--cluster", cluster]
-    command += ["--global-batch", str(batch), "--precision", precision, "--json"]
+    command += ["--global-batch", str(batch), "--precision", precision, f"-{level}", "--json"]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
@@ -55,11 +63,14 @@ def main() -> None:
     """Plan every case and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--models", nargs="*", default=[])
     parser.add_argument("-o", "--output", default="benchmarks/results/planning.json")
     options = parser.parse_args()
     rows = []
-    for model, cluster, batch, precision in CASES:
-        runs = [planned(model, cluster, batch, precision) for _ in range(options.runs)]
+    for model, cluster, batch, precision, level in CASES:
+        if options.models and model not in options.models:
+            continue
+        runs = [planned(model, cluster, batch, precision, level) for _ in range(options.runs)]
         walls = sorted(run["wall_s"] for run in runs)
         rows.append(
             {
@@ -67,6 +78,7 @@ def main() -> None:
                 "cluster": cluster,
                 "global_batch": batch,
                 "precision": precision,
+                "level": level,
                 "n": options.runs,
                 "wall_median_s": statistics.median(walls),
                 "wall_min_s": walls[0],
@@ -77,7 +89,7 @@ def main() -> None:
             }
         )
         print(
-            f"{model:14} on {cluster:14} {rows[-1]['wall_median_s']:6.1f} s "
+            f"{model:14} on {cluster:14} {level} {rows[-1]['wall_median_s']:6.1f} s "
             f"[{walls[0]:.1f}, {walls[-1]:.1f}]  {rows[-1]['peak_rss_bytes'] / 2**30:.2f} GiB"
         )
     document = {

@@ -35,6 +35,9 @@ def check_against(
         num_devices=cluster.num_devices,
         num_segments=len(segmentation.segments),
         segment_classes=[segment.segment_class for segment in segmentation.segments],
+        host_of_device=[
+            number for number, host in enumerate(cluster.hosts) for _ in range(host.num_devices)
+        ],
         graph_sha256=graph_sha256,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,7 @@ def explain(plan: PlanArgument, json_output: JsonOption = False) -> None:
             reason=result.search.reason if is_first else None,
             others=tuple(others),
             changes=sensitivity(stored, model),
-            multiplicity=model.segmentation.multiplicity(),
+            multiplicity=_multiplicity(stored, model.segment_classes),
         )
         _show(out, explanation)
         out.document(_document(explanation))
@@ -70,7 +71,12 @@ class _Explanation:
     """Plans that were not chosen, and why."""
     changes: list[dict[str, Any]]
     multiplicity: tuple[int, ...]
-    """How many segments each class has."""
+    """How many segments each entry of the plan is for."""
+
+
+def _multiplicity(plan: ParallelPlan, segment_classes: Sequence[int]) -> tuple[int, ...]:
+    entries = plan.segment_plans(segment_classes)
+    return tuple(sum(own is entry for own in entries) for entry in plan.segments)
 
 
 def _show(out: Output, found: _Explanation) -> None:
@@ -86,6 +92,8 @@ def _show(out: Output, found: _Explanation) -> None:
         out.say("Planning again chooses another plan; it is the first of the other plans below.")
     else:
         out.say(f"Why: {found.reason}.")
+    for reason in plan.unrunnable:
+        out.say(f"Cannot run yet: {reason}.")
     out.show(report.segments_table(plan, found.multiplicity))
     out.show(*report.breakdown_tables(found.predicted))
     out.show("other plans", report.alternatives_table(found.others))
@@ -105,10 +113,10 @@ def _document(found: _Explanation) -> dict[str, Any]:
             {
                 "segment_class": segment.segment_class,
                 "name": segment.name,
-                "multiplicity": found.multiplicity[segment.segment_class],
+                "multiplicity": count,
                 "words": report.shard_words(found.plan, segment),
             }
-            for segment in found.plan.segments
+            for segment, count in zip(found.plan.segments, found.multiplicity, strict=True)
         ],
         "alternatives": [
             {"plan": plan, "predicted": plan.prediction, "reason": reason}
@@ -120,7 +128,15 @@ def _document(found: _Explanation) -> dict[str, Any]:
 
 def _same(left: ParallelPlan, right: ParallelPlan) -> bool:
     """Equal decisions, whoever made them and whatever was predicted."""
-    decisions = ("mesh", "num_microbatches", "schedule", "stages", "segments", "communication")
+    decisions = (
+        "mesh",
+        "num_microbatches",
+        "schedule",
+        "stages",
+        "segments",
+        "token_slices",
+        "communication",
+    )
     return all(getattr(left, name) == getattr(right, name) for name in decisions)
 
 
@@ -130,12 +146,10 @@ def sensitivity(plan: ParallelPlan, model: Any) -> list[dict[str, Any]]:
     Each entry has ``change`` and ``effect`` in words, ``step_time_s``, ``peak_memory_bytes``,
     ``memory_capacity_bytes`` and ``fits``. The decisions stay: another plan may do better there.
     """
-    from meshwright.cost.model import AnalyticCostModel, choice_of, split_of
-    from meshwright.spmd.layout import MICRO
+    from meshwright.cost.model import AnalyticCostModel, choice_of
 
     cluster: Cluster = model.cluster
-    sizes = {**split_of(plan).sizes, MICRO: plan.num_microbatches}
-    table = model.table([segment.shard for segment in plan.segments], sizes)
+    table = model.table_of_plan(plan)
     choice = choice_of(plan, model.segment_classes)
     before = model.cost(plan)
     found = []

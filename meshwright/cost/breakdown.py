@@ -60,24 +60,13 @@ def step_breakdown_s(
 
         def end_s(*transfers: Transfers) -> float:
             there, back, down = (_sliced(found, choice, latency_s) for found in transfers)
-            finish = finish_times_s(
-                choice.schedule,
-                forward_s=forward_s.tolist(),
-                backward_s=backward_s.tolist(),
-                weight_s=None if weight_s is None else weight_s.tolist(),
-                num_microbatches=micro,
-                forward_transfer_s=there,
-                backward_transfer_s=back,
-                late_transfer_s=down,
-                stage_inputs=[()] * len(choice.starts),
-                num_groups=num_groups,
-            )
-            return float(np.max(np.array(finish) + tail_s))
+            finish = _finish_s(choice, (forward_s, backward_s, weight_s), there, back, down)
+            return float((finish + tail_s).max())
 
         transfers = (ahead, backward_transfer_s, late)
         total_s = end_s(*transfers)
-        free = any(any(found.values()) for found in transfers)
-        without_s = end_s(*(dict.fromkeys(found, 0.0) for found in transfers)) if free else total_s
+        takes = any(any(found.values()) for found in transfers)
+        without_s = end_s(*(dict.fromkeys(found, 0.0) for found in transfers)) if takes else total_s
     else:
         through_s = closed_form_s(
             forward_s, backward_s, micro, weight_s=weight_s, num_groups=num_groups
@@ -93,6 +82,33 @@ def step_breakdown_s(
     breakdown["pipeline_transfer"] = max(total_s - without_s, 0.0)
     breakdown["bubble"] = max(without_s - float(own_s[busiest]), 0.0)
     return breakdown
+
+
+def _finish_s(
+    choice: Choice,
+    work_s: tuple[FloatArray, FloatArray, FloatArray | None],
+    there: SliceTransfers,
+    back: SliceTransfers,
+    down: SliceTransfers,
+) -> FloatArray:
+    """(groups,) when each device group has done its last backward; only true edges are waited for.
+
+    ``work_s`` is forward, backward, and the part of it that is put off.
+    """
+    forward_s, backward_s, weight_s = work_s
+    finish = finish_times_s(
+        choice.schedule,
+        forward_s=forward_s.tolist(),
+        backward_s=backward_s.tolist(),
+        weight_s=None if weight_s is None else weight_s.tolist(),
+        num_microbatches=choice.split.num_microbatches,
+        forward_transfer_s=there,
+        backward_transfer_s=back,
+        late_transfer_s=down,
+        stage_inputs=[()] * len(choice.starts),
+        num_groups=choice.num_groups,
+    )
+    return np.array(finish)
 
 
 def _sum(causes: Mapping[str, FloatArray]) -> FloatArray:

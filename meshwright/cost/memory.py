@@ -126,13 +126,10 @@ def stage_memory(
     def per_stage(amount: FloatArray) -> FloatArray:
         return sums_by(placed.stage, amount[placed.parameter], num_stages)
 
-    def together(amount: FloatArray) -> FloatArray:
-        """Of all stages on the device group of each."""
-        sums = amount.reshape(-1, request.num_groups).sum(axis=0)
-        return np.asarray(np.resize(sums, num_stages))
+    def of_groups(amount: FloatArray) -> FloatArray:
+        return _of_groups(per_stage(amount), request.num_groups)
 
-    parameters = per_stage(state.stored_bytes)
-    gradients = per_stage(state.gradient_bytes)
+    gradients = of_groups(state.gradient_bytes)
     before = np.concatenate([[0.0], np.cumsum(saved)])
     kept = before[1:] - before[starts][stage_of]
     # What the segment at work has made is among its transients.
@@ -145,31 +142,24 @@ def stage_memory(
     in_backward = backward[best_backward] >= forward[best_forward]
     moment = np.where(in_backward, best_backward, best_forward)
     zeros = np.zeros(num_stages)
-    saved_of_stage = np.add.reduceat(saved, starts)
     waiting = _waiting_of_stage(table, request, by_number, is_rounded)
-    held = _most_held(request, saved_of_stage, waiting)
+    others = _held_by_others(request, np.add.reduceat(saved, starts), waiting)
     computing = {
-        "parameters": together(parameters),
-        "optimizer": together(per_stage(state.optimizer_bytes)),
+        "parameters": of_groups(state.stored_bytes),
+        "optimizer": of_groups(state.optimizer_bytes),
         "inputs": zeros + table.shared_bytes(request.split),
-        "accumulators": together(gradients)
-        * (request.split.num_microbatches * request.num_slices > 1),
+        "accumulators": gradients * (request.split.num_microbatches * request.num_slices > 1),
         "gradients": np.where(in_backward, made[moment], 0.0),
-        "activations": held - saved_of_stage + kept[moment],
+        "activations": others + kept[moment],
         "gathered_parameters": np.where(in_backward, back[moment], there[moment]),
         "transient": np.where(in_backward, transient[1][moment], transient[0][moment]),
         "communication": np.where(in_backward, buckets[moment], 0.0) + crossing_bytes,
         "optimizer_step": zeros,
     }
-    after = {
-        **dict.fromkeys(CAUSES, zeros),
-        "parameters": computing["parameters"],
-        "optimizer": computing["optimizer"],
-        "inputs": computing["inputs"],
-        "gradients": together(gradients),
-    }
+    staying = {cause: computing[cause] for cause in ("parameters", "optimizer", "inputs")}
+    after = {**dict.fromkeys(CAUSES, zeros), **staying, "gradients": gradients}
     reducing = {**after, "communication": last}
-    stepping = {**after, "optimizer_step": together(per_stage(state.step_bytes))}
+    stepping = {**after, "optimizer_step": of_groups(state.step_bytes)}
     return StageMemory(by_cause=_largest((computing, reducing, stepping)))
 
 
@@ -181,10 +171,21 @@ def _stage_of(request: MemoryRequest, num_segments: int) -> IntArray:
     return np.repeat(np.arange(len(request.starts)), counts)
 
 
-def _most_held(
+def _of_groups(amount: FloatArray, num_groups: int) -> FloatArray:
+    """(stages,) sums over all stages on the device group of each."""
+    return np.asarray(np.resize(amount.reshape(-1, num_groups).sum(axis=0), len(amount)))
+
+
+def _held_by_others(
     request: MemoryRequest, saved_of_stage: FloatArray, waiting_of_stage: FloatArray
 ) -> FloatArray:
-    """(stages,) most bytes of micro-batches in flight on its device group while a stage works."""
+    """(stages,) most bytes of other micro-batches on its device group while a stage works on one.
+
+    Args:
+        request: the plan's choices.
+        saved_of_stage: (stages,) kept for the backward of one micro-batch.
+        waiting_of_stage: (stages,) what gradients of parameters put off wait with.
+    """
     found = np.zeros(len(saved_of_stage))
     peaks = peaks_in_flight(
         request.schedule,
@@ -199,7 +200,7 @@ def _most_held(
             held += np.dot(moment.put_off, waiting_of_stage[mine])
             at_work = np.array(moment.forward) > 0
             found[mine] = np.maximum(found[mine], np.where(at_work, held, 0.0))
-    return found
+    return found - saved_of_stage
 
 
 def _waiting_of_stage(

@@ -19,23 +19,20 @@ import numpy as np
 
 from meshwright.cluster.model import Cluster
 from meshwright.cost.base import Source
-from meshwright.cost.columns import Columns, columns_of
 from meshwright.cost.memory import CAUSES
 from meshwright.cost.reduction import data_traffic
 from meshwright.cost.step import Choice, StepCost, StepPricer
 from meshwright.cost.table import DATA_AXES, CollectiveCount, CostTable, Split
-from meshwright.cost.unfold import NotPeriodic, unfolded
+from meshwright.cost.tabulate import Tabulator, Ways
 from meshwright.errors import PlanRefused
 from meshwright.graph.dimensions import DimensionLabels
 from meshwright.graph.factors import FactorAnalysis
 from meshwright.graph.opgraph import InputRole, OpGraph
 from meshwright.graph.periods import Periods
 from meshwright.graph.segments import Segmentation
-from meshwright.graph.shorten import Short, shortened
 from meshwright.plans.plan import AXIS_NAMES, JobSpec, ParallelPlan, Precision, Prediction
 from meshwright.spmd.layout import MICRO
 from meshwright.spmd.program import CollectiveKind
-from meshwright.spmd.sharded import shard_graph
 from meshwright.spmd.wanted import Shard
 
 __all__ = ["AnalyticCostModel", "choice_of", "split_of"]
@@ -142,9 +139,7 @@ class AnalyticCostModel:
         self.segment_classes = tuple(s.segment_class for s in segmentation.segments)
         self._tables: dict[tuple[object, ...], CostTable] = {}
         self._refused: set[tuple[object, ...]] = set()
-        self._shorts: dict[
-            tuple[tuple[int, int], ...], tuple[Short, FactorAnalysis, DimensionLabels] | None
-        ] = {}
+        self._tabulator = Tabulator(analysis, segmentation, labels, periods)
 
     # Tables ------------------------------------------------------------------------------------
 
@@ -215,60 +210,9 @@ class AnalyticCostModel:
         *,
         scaled: bool,
     ) -> CostTable:
-        _, ways = _ways(shards, operators)
-        colors = tuple(zip(self.segment_classes, ways, strict=True))
-        columns = self._short_columns(colors, shards, sizes, operators, scaled)
-        if columns is None:
-            sharded = shard_graph(
-                self.analysis,
-                self.segmentation,
-                self.labels,
-                shards=shards,
-                operators=operators,
-                axis_sizes=sizes,
-            )
-            columns = columns_of(sharded, scaled=scaled)
+        ways = _ways(shards, operators)
+        columns = self._tabulator.columns(ways, shards, sizes, operators, scaled=scaled)
         return CostTable(columns, is_rounded=self.pricer.is_rounded)
-
-    def _short_columns(
-        self,
-        colors: tuple[tuple[int, int], ...],
-        shards: Shards,
-        sizes: Mapping[str, int],
-        operators: Sequence[Mapping[int, Shard]],
-        scaled: bool,
-    ) -> Columns | None:
-        """The columns from a short graph; ``None`` where none stands for this one."""
-        if colors not in self._shorts:
-            self._shorts[colors] = self._shortened(colors)
-        found = self._shorts[colors]
-        if found is None:
-            return None
-        short, analysis, labels = found
-        kept = short.segments.kept.tolist()
-        sharded = shard_graph(
-            analysis,
-            short.segmentation,
-            labels,
-            shards=[shards[segment] for segment in kept],
-            operators=[operators[segment] for segment in kept] if operators else (),
-            axis_sizes=sizes,
-        )
-        try:
-            columns = columns_of(sharded, scaled=scaled)
-            return unfolded(columns, sharded, short, self.analysis.graph)
-        except NotPeriodic:
-            return None
-
-    def _shortened(
-        self, colors: tuple[tuple[int, int], ...]
-    ) -> tuple[Short, FactorAnalysis, DimensionLabels] | None:
-        if self.periods is None:
-            return None
-        short = shortened(self.analysis.graph, self.segmentation, self.periods, colors)
-        if short is None:
-            return None
-        return short, short.own_analysis(self.analysis), short.own_labels(self.labels)
 
     def _common_sizes(
         self,
@@ -463,7 +407,7 @@ def _with_batch_axis(names: Mapping[str, Sequence[str]]) -> dict[str, Sequence[s
 
 def _ways(
     shards: Shards, operators: Sequence[Mapping[int, Shard]], *, drop: tuple[str, ...] = ()
-) -> tuple[tuple[object, ...], tuple[int, ...]]:
+) -> Ways:
     """Distinct ways of sharding a segment, axes of ``drop`` left out, and each segment's."""
     numbers: dict[object, int] = {}
     known: dict[tuple[int, int], int] = {}

@@ -72,6 +72,8 @@ def exchanges_of(sharded: ShardedGraph, node: OpNode) -> Iterator[Exchange]:
 def _travelling(node: OpNode, factor: LeafFactor, target: str) -> Iterator[tuple[int, Place]]:
     """Sharded values whose rows travel, and where the factor sits in them."""
     backward = "backward" in target
+    operands: tuple[int, ...]
+    results: tuple[int, ...]
     if factor.variant is Variant.RING:
         operands, results = ((2, 3), (1, 2)) if backward else ((1, 2), ())
     elif backward:

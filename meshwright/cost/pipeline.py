@@ -140,8 +140,9 @@ def simulate_many(
     weight_s: ArrayLike | None = None,
     tail_s: ArrayLike | None = None,
     num_groups: int | None = None,
+    stage_inputs: StageInputs | None = None,
 ) -> FloatArray:
-    """Step times of many plans whose stages are chains; (plans,) seconds.
+    """Step times of many plans with the same graph of stages; (plans,) seconds.
 
     Equal to the largest of ``finish_times_s`` plus ``tail_s``, plan by plan.
 
@@ -150,11 +151,13 @@ def simulate_many(
         forward_s: (plans, stages) of one micro-batch.
         backward_s: (plans, stages) likewise, with the gradients of parameters.
         num_microbatches: micro-batches of all.
-        forward_transfer_s: (plans, stages - 1) from each stage to the next; left out, nothing.
-        backward_transfer_s: (plans, stages - 1) from each stage's next back to it.
+        forward_transfer_s: (plans, edges) along each edge of the graph, in order of (source,
+            target): on a chain from each stage to the next; left out, nothing.
+        backward_transfer_s: (plans, edges) back along each edge, in the same order.
         weight_s: (plans, stages) part of ``backward_s`` that ZB-H1 puts off.
         tail_s: (plans, groups) what a device group does after its last backward.
         num_groups: as for ``finish_times_s``.
+        stage_inputs: the graph of stages; left out, a chain.
 
     Raises:
         PlanRefused: the schedule does not exist for these numbers.
@@ -171,15 +174,15 @@ def simulate_many(
     if num_stages == 1:
         finish = num_microbatches * durations.sum(axis=0)[None]
     else:
-        shape = PipelineShape.of(schedule, stage_inputs=chain(num_stages), num_groups=groups)
-        nothing = np.zeros((num_plans, num_stages - 1))
-        # Both kinds of edges are sorted by their first stage, as the columns are.
-        transfers = np.concatenate(
-            [
-                (nothing if found is None else np.asarray(found, dtype=np.float64)).T
-                for found in (forward_transfer_s, backward_transfer_s)
-            ]
-        )
+        inputs = chain(num_stages) if stage_inputs is None else stage_inputs
+        shape = PipelineShape.of(schedule, stage_inputs=inputs, num_groups=groups)
+        edges = shape.forward_edges
+        back = [edges.index((low, high)) for high, low in shape.backward_edges]
+        transfers = np.zeros((2 * len(edges), num_plans))
+        if forward_transfer_s is not None:
+            transfers[: len(edges)] = np.asarray(forward_transfer_s).T
+        if backward_transfer_s is not None:
+            transfers[len(edges) :] = np.asarray(backward_transfer_s).T[back]
 
         def run_of(part: NDArray[np.int64]) -> _Run:
             def run(count: int, which: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
@@ -230,7 +233,7 @@ def _finish_times(
     finish = np.empty((shape.num_groups, num_plans))
     for spans in _SIMULATED_SPANS:
         few = spans * shape.span
-        if not len(every) or num_microbatches <= few + shape.span:
+        if not len(every) or num_microbatches < 2 * few:
             break
         ends, by_microbatch = run(few, every)
         length, seconds = _periods(by_microbatch[-3 * shape.span : -shape.span], shape)

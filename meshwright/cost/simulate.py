@@ -29,6 +29,12 @@ __all__ = ["EventList", "PipelineShape", "end_times_of_many_s", "end_times_s", "
 Edges = tuple[tuple[int, int], ...]
 """(source stage, target stage)"""
 
+_LONGEST_REMEMBERED = 20_000
+"""Micro-batches times stages and slices of a list that is kept: about 10 MB."""
+
+_FEW_PLANS = 8
+"""Up to so many plans go one by one: an operation on an array costs as much as on ten numbers."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineShape:
@@ -102,7 +108,7 @@ class PipelineShape:
 class EventList:
     """Every event of a step; see the module docstring."""
 
-    duration: tuple[int, ...]
+    kind_row: tuple[int, ...]
     """Row of ``(kind, stage, slice)`` durations, row-major."""
     before: tuple[int, ...]
     """The event before on the same group; -1 for the first."""
@@ -114,14 +120,22 @@ class EventList:
     """(micro-batches, functions and slices) events."""
 
 
-@lru_cache(maxsize=64)
 def event_list(shape: PipelineShape, num_microbatches: int) -> EventList:
-    """The events of a step.
+    """The events of a step; short lists are remembered.
 
     Raises:
         PlanRefused: the schedule does not exist for these numbers of stages and micro-batches.
     """
+    if shape.num_stages * num_microbatches * shape.num_slices > _LONGEST_REMEMBERED:
+        return _built(shape, num_microbatches)
+    return _remembered(shape, num_microbatches)
+
+
+def _built(shape: PipelineShape, num_microbatches: int) -> EventList:
     return _Builder(shape, num_microbatches).build()
+
+
+_remembered = lru_cache(maxsize=48)(_built)
 
 
 class _Builder:
@@ -129,9 +143,9 @@ class _Builder:
 
     def __init__(self, shape: PipelineShape, num_microbatches: int) -> None:
         self.shape = shape
-        size = (len(Kind), shape.num_stages, num_microbatches, shape.num_slices)
-        self.number = np.full(size, -1, dtype=np.int64)
-        self.sources: dict[tuple[Kind, int], list[tuple[Kind, int, int]]] = {}
+        size = num_microbatches * shape.num_slices
+        self.number = [[[-1] * size for _ in range(shape.num_stages)] for _ in Kind]
+        self.sources: dict[tuple[Kind, int], list[tuple[list[int], int]]] = {}
         row = 0
         for edges, source_kind, target_kind in (
             (shape.forward_edges, Kind.FORWARD, Kind.FORWARD),
@@ -140,7 +154,7 @@ class _Builder:
         ):
             for source, target in edges:
                 found = self.sources.setdefault((target_kind, target), [])
-                found.append((source_kind, source, row))
+                found.append((self.number[source_kind][source], row))
                 row += shape.num_slices
         self.orders = [
             group_order(
@@ -153,7 +167,7 @@ class _Builder:
             for group in range(shape.num_groups)
         ]
         self.last = [-1] * shape.num_groups
-        self.duration: list[int] = []
+        self.rows: list[int] = []
         self.before: list[int] = []
         self.waits: list[tuple[tuple[int, int], ...]] = []
 
@@ -161,39 +175,41 @@ class _Builder:
         position = [0] * self.shape.num_groups
         groups = (*range(len(position)), *range(len(position) - 2, -1, -1))
         while any(position[g] < len(self.orders[g]) for g in range(len(position))):
-            before = len(self.duration)
+            before = len(self.rows)
             for group in groups:
                 order = self.orders[group]
                 while position[group] < len(order) and self._take(group, order[position[group]]):
                     position[group] += 1
-            assert len(self.duration) > before, "the schedule waits for itself"
-        used = np.moveaxis(self.number, 2, 0).reshape(self.number.shape[2], -1)
+            assert len(self.rows) > before, "the schedule waits for itself"
+        every = np.array(self.number, dtype=np.int64)
+        by_microbatch = every.reshape(
+            -1, every.shape[2] // self.shape.num_slices, self.shape.num_slices
+        )
+        used = by_microbatch[by_microbatch[:, 0, 0] >= 0]
         return EventList(
-            duration=tuple(self.duration),
+            kind_row=tuple(self.rows),
             before=tuple(self.before),
             waits=tuple(self.waits),
             last=tuple(self.last),
-            by_microbatch=np.asarray(used[:, np.flatnonzero(used[0] >= 0)]),
+            by_microbatch=used.transpose(1, 0, 2).reshape(used.shape[1], -1),
         )
 
     def _take(self, group: int, task: Task) -> bool:
         """Add the events of ``task``, unless something it waits for is not there yet."""
-        sources = self.sources.get((task.kind, task.stage), [])
-        found = [
-            (self.number[kind, stage, task.microbatch].tolist(), row)
-            for kind, stage, row in sources
-        ]
-        if any(-1 in numbers for numbers, _ in found):
+        count, microbatch = self.shape.num_slices, task.microbatch
+        sources = self.sources.get((task.kind, task.stage), ())
+        if any(made[microbatch * count] < 0 for made, _ in sources):
             return False
-        count = self.shape.num_slices
         first = (task.kind * self.shape.num_stages + task.stage) * count
         slices = range(count) if task.kind is Kind.FORWARD else range(count - 1, -1, -1)
+        mine = self.number[task.kind][task.stage]
         for number in slices:
-            self.number[task.kind, task.stage, task.microbatch, number] = len(self.duration)
-            self.waits.append(tuple((numbers[number], row + number) for numbers, row in found))
+            place = microbatch * count + number
+            event = mine[place] = len(self.rows)
+            self.waits.append(tuple([(made[place], row + number) for made, row in sources]))
             self.before.append(self.last[group])
-            self.last[group] = len(self.duration)
-            self.duration.append(first + number)
+            self.last[group] = event
+            self.rows.append(first + number)
         return True
 
 
@@ -209,13 +225,13 @@ def end_times_s(
     """
     ends: list[float] = []
     add = ends.append
-    for duration, before, waits in zip(events.duration, events.before, events.waits, strict=True):
+    for kind, before, waits in zip(events.kind_row, events.before, events.waits, strict=True):
         start = ends[before] if before >= 0 else 0.0
         for event, row in waits:
             arrival = ends[event] + transfers_s[row]
             if arrival > start:
                 start = arrival
-        add(start + durations_s[duration])
+        add(start + durations_s[kind])
     return ends
 
 
@@ -223,12 +239,16 @@ def end_times_of_many_s(
     events: EventList, durations_s: NDArray[np.float64], transfers_s: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """As ``end_times_s`` for many plans: arguments (rows, plans), result (events, plans)."""
-    ends = np.empty((len(events.duration), durations_s.shape[1]))
-    arrival = np.empty(durations_s.shape[1])
+    num_plans = durations_s.shape[1]
+    if num_plans <= _FEW_PLANS:
+        each = zip(durations_s.T.tolist(), transfers_s.T.tolist(), strict=True)
+        return np.array([end_times_s(events, *plan) for plan in each]).reshape(num_plans, -1).T
+    ends = np.empty((len(events.kind_row), num_plans))
+    arrival = np.empty(num_plans)
     takes = (transfers_s.sum(axis=1) > 0).tolist()
-    zeros = np.zeros(durations_s.shape[1])
-    for number, (duration, before, waits) in enumerate(
-        zip(events.duration, events.before, events.waits, strict=True)
+    zeros = np.zeros(num_plans)
+    for number, (kind, before, waits) in enumerate(
+        zip(events.kind_row, events.before, events.waits, strict=True)
     ):
         start = ends[before] if before >= 0 else zeros
         end = ends[number]
@@ -239,5 +259,5 @@ def end_times_of_many_s(
             else:
                 np.maximum(start, ends[event], out=end)
             start = end
-        np.add(start, durations_s[duration], out=end)
+        np.add(start, durations_s[kind], out=end)
     return ends

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from meshwright.cost.roofline import Roofline
 from meshwright.cost.table import CostTable, Split
 from meshwright.plans.plan import Recompute
 
-__all__ = ["StageOrder", "StageWork", "merged_columns", "stage_work"]
+__all__ = ["StageOrder", "StageWork", "merged_columns", "stage_work", "work_parts"]
 
 OVERLAP_FRACTION = 0.8
 """Share of a function's compute that communication started early can hide behind. Assumption: the
@@ -101,8 +101,6 @@ def stage_work(
     state: ParameterState,
     placed: StageParameters,
     tied_s: FloatArray,
-    with_weight: bool = False,
-    with_slices: bool = False,
 ) -> StageWork:
     """Work of every stage, as if each had ``table`` and ``split``.
 
@@ -118,8 +116,6 @@ def stage_work(
         state: bytes of every parameter.
         placed: which parameters live where.
         tied_s: (stages,) seconds of exchanging tied gradients.
-        with_weight: say which part of the backward can be put off.
-        with_slices: say what token slices take.
     """
     size = len(order.starts)
     times = {
@@ -128,11 +124,8 @@ def stage_work(
     }
 
     def stages(field: str) -> FloatArray:
-        sums = {
-            roofline: order.sums(np.asarray(getattr(found, field)))
-            for roofline, found in times.items()
-        }
-        return np.array([sums[roofline][s] for s, roofline in enumerate(rooflines)])
+        amounts = {roofline: getattr(found, field) for roofline, found in times.items()}
+        return _by_stage(amounts, order, rooflines)
 
     free_s = np.array([times[roofline].free_s for roofline in rooflines])
     hides = np.array([roofline.queue_runs_ahead for roofline in rooflines])
@@ -161,42 +154,82 @@ def stage_work(
         "dp_communication": exposed_s(every_s, backward_s, hides),
     }
 
-    def per_stage(amount: FloatArray) -> FloatArray:
-        return sums_by(placed.stage, amount[placed.parameter], size)
-
-    step_bytes = per_stage(state.step_traffic_bytes)
-    offload_s = offload_time_s(
-        per_stage(state.host_link_bytes),
-        per_stage(state.host_step_bytes),
-        link_bytes_per_s=np.array([r.to_host_bytes_per_s for r in rooflines]),
-    )
     tail = {
         "compute": np.array([times[roofline].prologue_s for roofline in rooflines]),
         "dp_communication": exposed_s(reduce(traffic.once), backward_s, hides)
         + gather(traffic.publish[0])
         + tied_s,
-        "optimizer": step_bytes / np.array([r.bytes_per_s for r in rooflines]) + offload_s,
+        "optimizer": _optimizer_s(state, placed, rooflines),
     }
-    parts: dict[str, FloatArray] = {}
-    if with_weight:
-        weights = {
-            roofline: order.sums(
-                table.weight_gradient_s(split, policies, roofline=roofline, prices=prices)
+    return StageWork(forward=forward, backward=backward, tail=tail)
+
+
+def work_parts(
+    table: CostTable,
+    split: Split,
+    policies: tuple[Recompute, ...],
+    *,
+    order: StageOrder,
+    rooflines: Sequence[Roofline],
+    prices: CollectivePrices,
+    work: StageWork,
+    with_weight: bool,
+    with_slices: bool,
+) -> dict[str, FloatArray]:
+    """``StageWork.parts``; arguments as for ``stage_work``.
+
+    Args:
+        table: the cost table.
+        split: the mesh.
+        policies: recompute of each segment.
+        order: which segments each stage has.
+        rooflines: one for each stage.
+        prices: of collectives.
+        work: the whole.
+        with_weight: say which part of the backward can be put off.
+        with_slices: say what token slices take.
+    """
+    by_segment: dict[Roofline, dict[str, FloatArray]] = {r: {} for r in set(rooflines)}
+    for roofline, found in by_segment.items():
+        if with_weight:
+            found["weight"] = table.weight_gradient_s(
+                split, policies, roofline=roofline, prices=prices
             )
-            for roofline in times
-        }
-        found = np.array([weights[roofline][s] for s, roofline in enumerate(rooflines)])
-        parts["weight"] = found + backward["dp_communication"]
-    if with_slices:
-        several = {
-            roofline: table.slice_times(split, policies, roofline=roofline, prices=prices)
-            for roofline in times
-        }
-        for name in several[rooflines[0]]:
-            sums = {roofline: order.sums(each[name]) for roofline, each in several.items()}
-            parts[name] = np.array([sums[roofline][s] for s, roofline in enumerate(rooflines)])
-        parts["hides"] = hides.astype(np.float64)
-    return StageWork(forward=forward, backward=backward, tail=tail, parts=parts)
+        if with_slices:
+            found |= table.slice_times(split, policies, roofline=roofline, prices=prices)
+    parts = {
+        name: _by_stage({r: found[name] for r, found in by_segment.items()}, order, rooflines)
+        for name in by_segment[rooflines[0]]
+    }
+    if with_weight:
+        parts["weight"] += work.backward["dp_communication"]
+    parts["hides"] = np.array([float(roofline.queue_runs_ahead) for roofline in rooflines])
+    return parts
+
+
+def _optimizer_s(
+    state: ParameterState, placed: StageParameters, rooflines: Sequence[Roofline]
+) -> FloatArray:
+    """(stages,) seconds of the optimizer's step, on the device and on the host."""
+
+    def per_stage(amount: FloatArray) -> FloatArray:
+        return sums_by(placed.stage, amount[placed.parameter], len(rooflines))
+
+    offload_s = offload_time_s(
+        per_stage(state.host_link_bytes),
+        per_stage(state.host_step_bytes),
+        link_bytes_per_s=np.array([r.to_host_bytes_per_s for r in rooflines]),
+    )
+    bytes_per_s = np.array([roofline.bytes_per_s for roofline in rooflines])
+    return np.asarray(per_stage(state.step_traffic_bytes) / bytes_per_s + offload_s)
+
+
+def _by_stage(
+    amounts: Mapping[Roofline, FloatArray], order: StageOrder, rooflines: Sequence[Roofline]
+) -> FloatArray:
+    """(stages,) sums of (segments,) amounts, which each type of device has its own of."""
+    sums = {roofline: order.sums(np.asarray(amount)) for roofline, amount in amounts.items()}
+    return np.array([sums[roofline][stage] for stage, roofline in enumerate(rooflines)])
 
 
 def exposed_s(communication_s: FloatArray, compute_s: FloatArray, hides: np.ndarray) -> FloatArray:

@@ -38,7 +38,7 @@ from meshwright.cost.stage_parts import (
     merged_work,
     slowest_part,
 )
-from meshwright.cost.stage_work import StageOrder, StageWork, stage_work
+from meshwright.cost.stage_work import StageOrder, StageWork, stage_work, work_parts
 from meshwright.cost.table import CostTable, Split
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import OptimizerSpec, ScheduleName
@@ -303,9 +303,21 @@ class StepPricer:
             state=state,
             placed=placed,
             tied_s=self._tied_s(traffic, choice),
-            with_weight=choice.schedule is ScheduleName.ZB_H1,
-            with_slices=bool(choice.token_slices),
         )
+        puts_off = choice.schedule is ScheduleName.ZB_H1
+        if puts_off or choice.token_slices:
+            parts = work_parts(
+                table,
+                split,
+                choice.policies,
+                order=order,
+                rooflines=part.rooflines,
+                prices=self.prices,
+                work=work,
+                with_weight=puts_off,
+                with_slices=bool(choice.token_slices),
+            )
+            work = replace(work, parts=parts)
         return work, traffic
 
     def segment_work(self, table: CostTable, choice: Choice) -> StageWork:

@@ -57,6 +57,8 @@ class Short:
 
     graph: OpGraph
     segmentation: Segmentation
+    num_units: tuple[int, ...]
+    """Units kept of every run. Short graphs with equal numbers differ in names alone."""
     stretches: tuple[int, ...]
     """Units of every stretch that was cut."""
     segments: Copies
@@ -107,7 +109,11 @@ class Short:
 
 
 def shortened(
-    graph: OpGraph, segmentation: Segmentation, periods: Periods, colors: Sequence[object]
+    graph: OpGraph,
+    segmentation: Segmentation,
+    periods: Periods,
+    colors: Sequence[object],
+    known: dict[tuple[int, ...], Short] | None = None,
 ) -> Short | None:
     """``graph`` with every stretch cut to ``NUM_KEPT`` units; ``None`` where there is none to cut.
 
@@ -116,11 +122,20 @@ def shortened(
         segmentation: its segments.
         periods: its runs.
         colors: of each segment; equal for segments that are treated alike.
+        known: earlier answers for this graph by ``num_units``, whose graph serves again, with the
+            names it has; a new one is added.
     """
     cuts = _Cuts(periods.runs, colors)
     if not cuts.stretches:
         return None
-    return _Cutting(graph, segmentation, periods, cuts).result()
+    num_units = tuple(len(kept) for kept in cuts.kept)
+    cutting = _Cutting(graph, segmentation, periods, cuts)
+    if known is None or num_units not in known:
+        short = cutting.result(num_units)
+        if known is not None:
+            known[num_units] = short
+        return short
+    return cutting.like(known[num_units])
 
 
 class _Cuts:
@@ -183,12 +198,25 @@ class _Cutting:
         self.inputs = self._copies(periods.inputs)
         self.outputs = self._copies(periods.outputs)
 
-    def result(self) -> Short:
+    def like(self, other: Short) -> Short:
+        """With the graph of ``other``, whose runs have as many units."""
+        return replace(
+            other,
+            stretches=tuple(self.cuts.stretches),
+            segments=self.segments,
+            ops=self.ops,
+            values=self.values,
+            inputs=self.inputs,
+            outputs=self.outputs,
+        )
+
+    def result(self, num_units: tuple[int, ...]) -> Short:
         segment_of_op = self._segment_of_op()
         graph = self._graph()
         return Short(
             graph=graph,
             segmentation=self._segmentation(graph, segment_of_op),
+            num_units=num_units,
             stretches=tuple(self.cuts.stretches),
             segments=self.segments,
             ops=self.ops,

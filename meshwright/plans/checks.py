@@ -28,6 +28,7 @@ def check_plan(
     num_devices: int,
     num_segments: int,
     segment_classes: Sequence[int],
+    host_of_device: Sequence[int] | None = None,
     parameter_segments: Mapping[str, Collection[int]] | None = None,
     graph_sha256: str | None = None,
     known_labels: Collection[str] | None = None,
@@ -39,6 +40,8 @@ def check_plan(
         num_devices: Devices of the cluster.
         num_segments: Segments of the graph.
         segment_classes: Class of each segment, in order.
+        host_of_device: Host of each device, in order; without it, shares of the batch are not
+            compared with the hosts.
         parameter_segments: For every parameter the segments that read it; without it, parameters
             are not checked.
         graph_sha256: Hash of the graph's canonical form; without it, not compared.
@@ -52,6 +55,8 @@ def check_plan(
     check_structure(plan)
     _check_graph(plan, num_segments=num_segments, graph_sha256=graph_sha256)
     _check_devices_exist(plan, num_devices=num_devices)
+    if host_of_device is not None:
+        _check_shares(plan, host_of_device)
     _check_classes(plan, segment_classes)
     _check_parameters(parameter_segments or {}, num_segments=num_segments)
     if known_labels is not None:
@@ -261,6 +266,16 @@ def _check_devices_exist(plan: ParallelPlan, *, num_devices: int) -> None:
                 f"$.stages[{index}].first_device: the stage needs device "
                 f"{stage.devices.stop - 1} but the cluster has {num_devices} devices, numbered "
                 "from 0; use a larger cluster or plan for this one"
+            )
+
+
+def _check_shares(plan: ParallelPlan, host_of_device: Sequence[int]) -> None:
+    for index, stage in enumerate(plan.stages):
+        num_hosts = len({host_of_device[device] for device in stage.devices})
+        if stage.batch_shares and len(stage.batch_shares) != num_hosts:
+            raise PlanRefused(
+                f"$.stages[{index}].batch_shares: {len(stage.batch_shares)} shares but the stage "
+                f"lies on {num_hosts} hosts; give one for each"
             )
 
 

@@ -102,14 +102,10 @@ def _shares(amounts: Mapping[str, float], title: str, text_of: object) -> Table:
 
 
 def segments_table(plan: ParallelPlan, multiplicity: Sequence[int] = ()) -> Table:
-    """What each class of equal segments does; ``multiplicity`` says how many each has."""
+    """What equal segments do; ``multiplicity`` says how many each of ``plan.segments`` is for."""
     table = _table(("segments", "left"), ("times", "right"), ("what it does", "left"))
-    for segment in plan.segments:
-        count = (
-            str(multiplicity[segment.segment_class])
-            if segment.segment_class < len(multiplicity)
-            else "?"
-        )
+    for index, segment in enumerate(plan.segments):
+        count = str(multiplicity[index]) if index < len(multiplicity) else "?"
         name = segment.name or f"class {segment.segment_class}"
         table.add_row(name, count, shard_words(plan, segment))
     return table

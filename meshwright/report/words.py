@@ -62,13 +62,24 @@ def mesh_words(plan: ParallelPlan) -> str:
     return " x ".join(parts) or "one device"
 
 
+_SCHEDULE_WORDS = {
+    ScheduleName.GPIPE: "GPipe",
+    ScheduleName.ONE_F_ONE_B: "1F1B",
+    ScheduleName.INTERLEAVED: "interleaved 1F1B",
+    ScheduleName.ZB_H1: "zero-bubble",
+}
+
+
 def schedule_words(plan: ParallelPlan) -> str:
     """How micro-batches run: ``"8 micro-batches, 1F1B"``."""
     count = plan.num_microbatches
     text = "one micro-batch" if count == 1 else f"{count} micro-batches"
     if plan.mesh.pp == 1:
         return text
-    return f"{text}, {'GPipe' if plan.schedule is ScheduleName.GPIPE else '1F1B'}"
+    text = f"{text}, {_SCHEDULE_WORDS[plan.schedule]}"
+    if plan.schedule is ScheduleName.INTERLEAVED:
+        text = f"{text} with {len(plan.stages) // plan.mesh.pp} stages each"
+    return f"{text}, {len(plan.token_slices)} token slices" if plan.token_slices else text
 
 
 def shard_words(plan: ParallelPlan, segment: SegmentPlan) -> str:
@@ -88,6 +99,11 @@ def shard_words(plan: ParallelPlan, segment: SegmentPlan) -> str:
         parts.append("everything recomputed in the backward pass")
     elif segment.recompute is Recompute.SELECTIVE:
         parts.append("cheap operators recomputed in the backward pass")
+    if segment.offload:
+        parts.append("optimizer state in the host's memory")
+    if segment.operators:
+        count = len(segment.operators)
+        parts.append(f"{count} operator{'s' if count > 1 else ''} sharded in another way")
     return "; ".join(parts) or "whole on one device"
 
 

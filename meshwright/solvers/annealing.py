@@ -22,7 +22,7 @@ _HOTTEST, _COLDEST = 0.1, 0.0005
 
 _ROUNDS_BETWEEN_CULLS = 20
 
-_MOVES_PER_EVALUATION = 4
+_MOVES_PER_EVALUATION = 3
 """Moves tried at most for each plan that may be priced: many lead to plans seen before."""
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meshwright.cost.columns import FloatArray, IntArray
+from meshwright.cost.offload import offload_time_s
 from meshwright.cost.pipeline import simulate_many
 from meshwright.cost.stage_work import exposed_s
 from meshwright.cost.step import StepCost, StepPricer
@@ -191,6 +192,11 @@ class PlanSpace:
         tail_s = exposed_s(once, picked[1], hides) + sums[:, :, column("publish_s")]
         tail_s += costs.prologue_s[stages.roofline][:, first].T
         tail_s += sums[:, :, column("step_traffic")] / stages.bytes_per_s
+        tail_s += offload_time_s(
+            sums[:, :, column("host_link")],
+            sums[:, :, column("host_step")],
+            link_bytes_per_s=stages.to_host_bytes_per_s,
+        )
         tail_s += stages.tied_s(sums[:, :, column("tied")])
         return there, back, tail_s
 
@@ -339,6 +345,7 @@ class _Stages:
         self.roofline = np.array([costs.rooflines.index(roofline) for roofline in found])
         self.hides = np.array([roofline.queue_runs_ahead for roofline in found])
         self.bytes_per_s = np.array([roofline.bytes_per_s for roofline in found])
+        self.to_host_bytes_per_s = np.array([roofline.to_host_bytes_per_s for roofline in found])
         self.capacity_bytes = np.array(
             [float(pricer.device_of_stage(stage * each, each)[1]) for stage in range(count)]
         )

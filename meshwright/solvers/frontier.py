@@ -1,8 +1,9 @@
 """What layer-wise solvers share in one search: the survey, plan spaces, and the mixtures found.
 
-Skeletons are taken in order of the survey's estimate, which no mixture on them can much undercut,
-until it is no less than the best plan found. Each is searched with the way of sharding of its best
-uniform plan; the few best ones are searched again with every way of sharding.
+The skeletons of the best uniform plans come first, then others in order of the survey's estimate,
+which no mixture on them can much undercut, until it is no less than the best plan found. Each is
+searched with the way of sharding of its best uniform plan. The best are polished, and searched
+again with every way of sharding.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ from meshwright.errors import PlanRefused
 from meshwright.solvers.base import SearchContext
 from meshwright.solvers.decision import Decision, Sharding, Skeleton
 from meshwright.solvers.evaluate import PlanSpace
-from meshwright.solvers.mixture import Mixture, best_mixture
+from meshwright.solvers.mixture import Mixture, best_mixture, polished
 from meshwright.solvers.skeletons import shardings_for, strategies_for
 from meshwright.solvers.survey import Survey, Surveyed, everything, survey
 
 __all__ = ["Found", "Frontier"]
 
-_MAX_SKELETONS = 32
-_NUM_WIDE = 3
+_MAX_SKELETONS = 24
+_NUM_LEADERS = 8
+"""Uniform plans whose skeletons come first."""
+
+_NUM_POLISHED = 4
+_NUM_WIDE = 2
 """Skeletons searched with every way of sharding."""
 
 
@@ -81,11 +86,10 @@ class Frontier:
         looked = self.survey(deadline_s)
         best_s = looked.best_s
         found: list[Found] = []
-        for item in looked.skeletons:
+        for item in self._in_order():
             if item.estimate_s >= best_s or len(found) >= _MAX_SKELETONS:
                 break
-            if deadline_s is not None and time.monotonic() > deadline_s:
-                self.is_complete = False
+            if self._is_late(deadline_s):
                 break
             one = self._mixture(item.skeleton, self._best_sharding(item), deadline_s)
             if one is not None:
@@ -93,14 +97,34 @@ class Frontier:
                 if one.mixture.fits:
                     best_s = min(best_s, one.mixture.time_s)
         found.sort(key=lambda one: one.mixture.rank)
+        for number, one in enumerate(found[:_NUM_POLISHED]):
+            found[number] = self._polished(one, deadline_s)
         for one in found[:_NUM_WIDE]:
             every = shardings_for(self.context, one.space.skeleton)
-            if len(every) > 1 and not (deadline_s and time.monotonic() > deadline_s):
+            if len(every) > 1 and not self._is_late(deadline_s):
                 wide = self._mixture(one.space.skeleton, every, deadline_s)
-                found += [wide] if wide is not None else []
+                found += [self._polished(wide, deadline_s)] if wide is not None else []
         found.sort(key=lambda one: one.mixture.rank)
         self._found = found
         return found
+
+    def _is_late(self, deadline_s: float | None) -> bool:
+        if deadline_s is not None and time.monotonic() > deadline_s:
+            self.is_complete = False
+            return True
+        return False
+
+    def _in_order(self) -> list[Surveyed]:
+        """Skeletons of the best uniform plans, then all by estimate."""
+        looked = self.survey()
+        leaders = {u.decision.skeleton: None for u in looked.fitting[:_NUM_LEADERS]}
+        first = [item for item in looked.skeletons if item.skeleton in leaders]
+        return first + [item for item in looked.skeletons if item.skeleton not in leaders]
+
+    def _polished(self, one: Found, deadline_s: float | None) -> Found:
+        mixture, evaluations = polished(one.space, one.mixture, deadline_s=deadline_s)
+        self.evaluations += evaluations
+        return Found(one.space, mixture)
 
     def _best_sharding(self, item: Surveyed) -> tuple[Sharding, ...]:
         """That of the skeleton's best uniform plan."""

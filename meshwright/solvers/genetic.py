@@ -5,7 +5,8 @@ stage boundary (or, without a pipeline, before any segment) from one parent and 
 other parent, each with its strategies; between skeletons one parent gives the skeleton and the
 stages, the other a run of strategies. Most children then mutate by one or two moves of
 ``neighborhood``. The best tenth survives and equal plans are kept once; and in every generation
-some of the starting plans come back, much mutated, so that the population stays diverse.
+some of the starting plans come back, much mutated, so that the population stays diverse. The
+search ends when the best plan has not changed for some generations.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ _MUTATION_CHANCES = (0.15, 0.6, 0.25)
 _IMMIGRANT_FRACTION = 0.15
 _IMMIGRANT_MOVES = 4
 
+_PATIENCE = 30
+"""Generations without a better plan, after which the search ends."""
+
 _CHILDREN_PER_EVALUATION = 4
 """Children made at most for each plan that may be priced: many were seen before."""
 
@@ -36,6 +40,7 @@ def breed(landscape: Landscape, moves: Neighborhood, settings: WalkSettings) -> 
     starts = population = starting_places(landscape, settings)
     generations = max(_CHILDREN_PER_EVALUATION * settings.max_evaluations // size, 1)
     num_immigrants = int(size * _IMMIGRANT_FRACTION)
+    best_s, since = landscape.best_s, 0
     for _ in range(generations if population else 0):
         parents = [
             (_winner(population, rng), _winner(population, rng))
@@ -50,7 +55,9 @@ def breed(landscape: Landscape, moves: Neighborhood, settings: WalkSettings) -> 
             for index in rng.integers(len(starts), size=num_immigrants).tolist()
         ]
         born = [place for place in landscape.priced(children) if place is not None]
-        if landscape.is_exhausted:
+        since = since + 1 if landscape.best_s >= best_s else 0
+        best_s = landscape.best_s
+        if landscape.is_exhausted or since >= _PATIENCE:
             return
         population = _survivors(population, born, size)
 

@@ -20,13 +20,14 @@ from meshwright.solvers.schedules import with_schedules
 
 __all__ = ["LayerwiseDP", "LayerwiseILP"]
 
-_NUM_JUDGED = 6
+_NUM_JUDGED = 4
 """Mixtures priced exactly."""
 
 _NUM_PROGRAMS = 3
 """Skeletons solved as integer programs."""
 
 _PROGRAM_LIMIT_S = 4.0
+_PROGRAM_GAP = 5e-4
 
 
 class LayerwiseDP:
@@ -47,7 +48,10 @@ class LayerwiseDP:
         frontier = self._frontier or Frontier(context)
         before = frontier.evaluations
         found = frontier.mixtures(deadline_s)
-        decisions = [one.decision for one in found if one.mixture.fits][:_NUM_JUDGED]
+        # What mixes shardings is estimated and may turn out not to fit; the others stay.
+        narrow = _narrow(found)[:_NUM_JUDGED]
+        wide = [one for one in found if one.mixture.fits and one not in narrow][:_NUM_JUDGED]
+        decisions = [one.decision for one in (*narrow, *wide)]
         candidates = _judged(context, decisions, self.name)
         status = SolveStatus.DONE if frontier.is_complete else SolveStatus.STOPPED
         return SolveResult(
@@ -85,7 +89,9 @@ class LayerwiseILP:
             if left_s <= 0:
                 is_complete = False
                 break
-            solved = integer_mixture(one.space, one.mixture.starts, time_limit_s=left_s)
+            solved = integer_mixture(
+                one.space, one.mixture.starts, time_limit_s=left_s, relative_gap=_PROGRAM_GAP
+            )
             evaluations += solved.evaluations
             if solved.mixture is None or not solved.mixture.fits:
                 continue

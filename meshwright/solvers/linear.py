@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from meshwright.cost.columns import FloatArray, IntArray
+from meshwright.cost.offload import offload_time_s
 from meshwright.cost.stage_work import exposed_s
 from meshwright.solvers.evaluate import PlanSpace
 from meshwright.solvers.segment_costs import TIMES
 
-__all__ = ["LinearCosts", "bucket_seconds", "linear_costs"]
+__all__ = ["LinearCosts", "bucket_seconds", "linear_costs", "step_seconds"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +65,7 @@ def linear_costs(space: PlanSpace) -> LinearCosts:
     time_s += exposed_s(column("forward_gather_s"), times[0], hides)
     time_s += exposed_s(column("backward_gather_s"), times[1], hides)
     time_s += exposed_s(often, times[1], hides)
-    tail_s = exposed_s(once, times[1], hides) + column("publish_s")
-    tail_s += column("step_traffic") / costs.rooflines[slowest].bytes_per_s
+    tail_s = exposed_s(once, times[1], hides) + step_seconds(space, slowest)
     gradients = column("gradients")
     spare = np.maximum(
         column("transient_forward") + 2 * column("gathered_forward"),
@@ -84,6 +84,22 @@ def linear_costs(space: PlanSpace) -> LinearCosts:
         sharding_of=costs.sharding_of,
         resharding_s=resharding,
     )
+
+
+def step_seconds(space: PlanSpace, roofline: int) -> FloatArray:
+    """(V, S) seconds of stepping the optimizer and publishing parameters, once a step."""
+    costs = space.costs
+    found = costs.rooflines[roofline]
+
+    def column(name: str) -> FloatArray:
+        return np.asarray(costs.amounts[:, :, costs.column(name)])
+
+    offload_s = offload_time_s(
+        column("host_link"),
+        column("host_step"),
+        link_bytes_per_s=np.array(found.to_host_bytes_per_s),
+    )
+    return column("publish_s") + column("step_traffic") / found.bytes_per_s + offload_s
 
 
 def bucket_seconds(space: PlanSpace) -> tuple[FloatArray, FloatArray]:

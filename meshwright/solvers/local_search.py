@@ -22,7 +22,7 @@ from meshwright.solvers.walk import Search, WalkSettings
 
 __all__ = ["LOCAL_SEARCHES", "LocalSearch", "opener"]
 
-_MAX_EVALUATIONS = 10_000
+_MAX_EVALUATIONS = 3000
 _MAX_JUDGED = 200
 
 

@@ -2,9 +2,9 @@
 
 ``stage_cut`` says where stages begin and which two rows of strategies each mixes; here the rows
 become whole plans, judged by ``PlanSpace.evaluate``. Where the linear costs promised too much, the
-capacity is lowered by what was missing and the cut is made anew. The best plan is then polished:
-runs of equal segments change strategy or grow at their ends, and stages move their ends, as long as
-something helps.
+capacity is lowered by what was missing and the cut is made anew. ``polished`` then changes a plan
+as long as something helps: runs of equal segments change strategy or grow at their ends, and stages
+move their ends.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ _SHARES = np.linspace(-0.4, 0.4, 9)
 """Tried around the share that the linear costs promise."""
 
 _ROUNDS = 5
-_POLISHING_ROUNDS = 16
+_POLISHING_ROUNDS = 12
 _STEPS = (1, 2, 4, 8)
 _MAX_NEIGHBORS = 1500
+_MARGIN = 0.004
+"""Of the capacity, left free by mixtures: what neighbors of unequal recompute keep together is
+estimated."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,13 +77,14 @@ class _Judge:
         starts = np.stack([plan[1] for plan in plans])
         found = self.space.evaluate(assignment, starts, simulate=False)
         self.evaluations += len(plans)
-        order = np.lexsort((found.time_s, np.maximum(found.excess, 0.0)))
+        excess = found.excess + _MARGIN * (assignment != assignment[:, :1]).any(axis=1)
+        order = np.lexsort((found.time_s, np.maximum(excess, 0.0)))
         first = int(order[0])
         return Mixture(
             assignment[first],
             starts[first],
             float(found.time_s[first]),
-            float(found.excess[first]),
+            float(excess[first]),
         )
 
 
@@ -117,9 +121,7 @@ def best_mixture(
         if found.fits or judge.is_late:
             break
         room *= 1 - min(found.excess * 1.1 + 0.005, 0.5)
-    if best is None:
-        return None, judge.evaluations
-    return polished(space, best, deadline_s=deadline_s, judge=judge), judge.evaluations
+    return best, judge.evaluations
 
 
 def _filled(
@@ -154,14 +156,10 @@ def _filled(
 
 
 def polished(
-    space: PlanSpace,
-    start: Mixture,
-    *,
-    deadline_s: float | None = None,
-    judge: _Judge | None = None,
-) -> Mixture:
-    """``start`` after every change that helps."""
-    judge = _Judge(space, deadline_s) if judge is None else judge
+    space: PlanSpace, start: Mixture, *, deadline_s: float | None = None
+) -> tuple[Mixture, int]:
+    """``start`` after every change that helps, and how many plans were evaluated."""
+    judge = _Judge(space, deadline_s)
     best = start
     for _ in range(_POLISHING_ROUNDS):
         plans = list(islice(_neighbors(space, best), _MAX_NEIGHBORS))
@@ -171,7 +169,7 @@ def polished(
         if found.rank >= best.rank:
             break
         best = found
-    return best
+    return best, judge.evaluations
 
 
 def _neighbors(space: PlanSpace, mixture: Mixture) -> Iterator[tuple[IntArray, IntArray]]:

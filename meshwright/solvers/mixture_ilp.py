@@ -28,7 +28,7 @@ from meshwright.cost.columns import FloatArray, IntArray
 from meshwright.cost.stage_work import OVERLAP_FRACTION, OVERLAP_SLOWDOWN
 from meshwright.solvers.evaluate import PlanSpace
 from meshwright.solvers.ilp import IntegerProgram
-from meshwright.solvers.linear import bucket_seconds
+from meshwright.solvers.linear import bucket_seconds, step_seconds
 from meshwright.solvers.mixture import Mixture
 from meshwright.solvers.segment_costs import TIMES
 
@@ -163,11 +163,7 @@ class _Program:
         free_s = float(costs.free_s[roofline].min())
         program.row([(self.slowest, 1.0), *((v, -s) for v, s in total)], lower=free_s)
         late = self._exposed(counts, once, times[1], hides)
-        tail_s = amounts[:, :, column("publish_s")]
-        tail_s = (
-            tail_s + amounts[:, :, column("step_traffic")] / costs.rooflines[roofline].bytes_per_s
-        )
-        tail = self._terms(counts, tail_s)
+        tail = self._terms(counts, step_seconds(self.space, roofline))
         prologue_s = float(costs.prologue_s[roofline].min())
         program.row(
             [(self.latest, 1.0), (late, -1.0), *((v, -s) for v, s in tail)], lower=prologue_s

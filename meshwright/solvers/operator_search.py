@@ -24,6 +24,7 @@ from meshwright.solvers.decision import Decision, Sharding, Skeleton, Strategy
 from meshwright.solvers.evaluate import candidate_of_decision
 from meshwright.solvers.operators import OperatorProblem
 from meshwright.solvers.space import divisors, largest_divisor
+from meshwright.solvers.wiring import Wiring, wiring_of
 
 __all__ = ["OperatorLevel"]
 
@@ -47,6 +48,7 @@ class OperatorLevel:
         notes: dict[str, str] = {}
         evaluations = 0
         stopped = False
+        wiring = wiring_of(context.model.analysis.graph, context.model.segmentation)
         for skeleton in _meshes(context):
             if deadline_s is not None and time.monotonic() > deadline_s:
                 stopped = True
@@ -54,7 +56,7 @@ class OperatorLevel:
             tp = skeleton.sizes["tp"]
             context.report(f"{self.name}: tp={tp}")
             try:
-                for sharding in _shardings(context, skeleton, deadline_s):
+                for sharding in _shardings(context, skeleton, wiring, deadline_s):
                     for time_s, decision in _priced(context, skeleton, sharding):
                         evaluations += 1
                         if time_s is not None:
@@ -75,11 +77,24 @@ class OperatorLevel:
     def _simulated(
         self, context: SearchContext, found: list[tuple[float, Decision]]
     ) -> tuple[Candidate, ...]:
+        shortlist = found[:_SHORTLIST]
+        plain = next((item for item in found if _is_plain(item[1])), None)
+        if plain is not None and plain not in shortlist:
+            shortlist.append(plain)
         best = [
-            candidate_of_decision(context, decision, solver=self.name)
-            for _, decision in found[:_SHORTLIST]
+            candidate_of_decision(context, decision, solver=self.name) for _, decision in shortlist
         ]
         return tuple(sorted((c for c in best if c.cost.fits), key=lambda c: c.time_s))
+
+
+def _is_plain(decision: Decision) -> bool:
+    """One copy of the model on every device, nothing computed twice."""
+    sizes, strategy = decision.skeleton.sizes, decision.strategies[0]
+    return (
+        sizes["tp"] == sizes["dp_shard"] == 1
+        and strategy.zero_stage == 0
+        and strategy.recompute is Recompute.NONE
+    )
 
 
 def _meshes(context: SearchContext) -> Iterator[Skeleton]:
@@ -94,7 +109,7 @@ def _meshes(context: SearchContext) -> Iterator[Skeleton]:
 
 
 def _shardings(
-    context: SearchContext, skeleton: Skeleton, deadline_s: float | None
+    context: SearchContext, skeleton: Skeleton, wiring: Wiring, deadline_s: float | None
 ) -> Iterator[Sharding]:
     """Of the integer program: the fastest, and one that is leaner."""
     if skeleton.sizes["tp"] == 1:
@@ -109,7 +124,7 @@ def _shardings(
         )
         return
     seen: set[object] = set()
-    problem = OperatorProblem(context, skeleton, zero_stage=3)
+    problem = OperatorProblem(context, skeleton, zero_stage=3, wiring=wiring)
     for choice in problem.pareto(at_most=_MAX_SHARDINGS, deadline_s=deadline_s):
         sharding = problem.plan(choice).sharding
         key = (sharding.by_class, sharding.operators_by_class)

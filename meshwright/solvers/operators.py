@@ -28,6 +28,7 @@ from meshwright.solvers.segment_costs import split_of_skeleton
 from meshwright.solvers.segment_graph import choice_graph
 from meshwright.solvers.segment_ilp import GraphChoice, SegmentProgram
 from meshwright.solvers.segment_prices import ChoicePrices
+from meshwright.solvers.wiring import Wiring
 from meshwright.spmd.layout import MICRO
 
 __all__ = ["OperatorPlan", "OperatorProblem", "operator_shardings"]
@@ -39,6 +40,9 @@ _PRICE_STEPS = (0.0, 0.3, 3.0)
 
 _TIME_LIMIT_S = 20.0
 """Of one integer program; the best so far counts where it is not proven best."""
+
+_MANY_EXCEPTIONS = 12
+"""Lists that so many operators depart from are not priced without their exceptions."""
 
 _WORTH = 1e-3
 """Exceptions must make the step faster by this share, or the plain lists stay."""
@@ -73,6 +77,7 @@ class OperatorProblem:
         *,
         zero_stage: int = 0,
         allowed: Mapping[str, frozenset[str] | None] | None = None,
+        wiring: Wiring | None = None,
     ) -> None:
         """Build the program.
 
@@ -81,6 +86,7 @@ class OperatorProblem:
             skeleton: mesh, stages and micro-batches.
             zero_stage: of all parameters.
             allowed: labels each free axis may shard; all of them where it is not named.
+            wiring: of the graph, where the caller has it already.
         """
         self.context, self.skeleton = context, skeleton
         sizes = skeleton.sizes
@@ -94,6 +100,7 @@ class OperatorProblem:
             axis_sizes={**sizes, MICRO: skeleton.num_microbatches},
             background=self.background,
             allowed={axis: (allowed or {}).get(axis) for axis in self.free},
+            wiring=wiring,
         )
         self.prices = ChoicePrices(
             self.graph,
@@ -141,6 +148,8 @@ class OperatorProblem:
             PlanRefused: no way of saying it can be sharded so.
         """
         ways = shardings_of_picks(self.graph, choice.picks, self.background, name=name)
+        if sum(len(every) for every in ways[0].operators_by_class) > _MANY_EXCEPTIONS:
+            ways = ways[:1]
         priced: list[tuple[float, Sharding]] = []
         refusal: PlanRefused | None = None
         for sharding in ways:

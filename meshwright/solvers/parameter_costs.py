@@ -60,14 +60,15 @@ def parameter_costs(
     split: Split,
     *,
     zero_stage: int,
+    offload: bool,
     optimizer: OptimizerSpec,
     prices: CollectivePrices,
 ) -> ParameterCosts:
     """Costs of all parameters under one ZeRO stage, remembered for the table."""
     known = _KNOWN.setdefault(table, {})
-    key = (split.axis_sizes, split.num_stages, zero_stage, repr(optimizer), id(prices))
+    key = (split.axis_sizes, split.num_stages, zero_stage, offload, repr(optimizer), id(prices))
     if key not in known:
-        known[key] = _Builder(table, split, zero_stage, optimizer, prices).build()
+        known[key] = _Builder(table, split, (zero_stage, offload), optimizer, prices).build()
     return known[key]
 
 
@@ -88,7 +89,7 @@ class _Builder:
         self,
         table: CostTable,
         split: Split,
-        zero_stage: int,
+        way: tuple[int, bool],
         optimizer: OptimizerSpec,
         prices: CollectivePrices,
     ) -> None:
@@ -96,7 +97,10 @@ class _Builder:
         self.count = table.num_segments
         self.policies = (Recompute.NONE,) * self.count
         self.state = table.parameters.state(
-            (zero_stage,) * self.count, dp_shard=split.sizes["dp_shard"], optimizer=optimizer
+            (way[0],) * self.count,
+            dp_shard=split.sizes["dp_shard"],
+            optimizer=optimizer,
+            offloaded=(True,) * self.count if way[1] else (),
         )
         parameter, segment = table.parameters.columns.use
         is_first = np.append(True, parameter[1:] != parameter[:-1])[: len(parameter)]
@@ -140,6 +144,8 @@ class _Builder:
             "optimizer": state.optimizer_bytes,
             "gradients": state.gradient_bytes,
             "step": state.step_bytes,
+            "host_link": state.host_link_bytes,
+            "host_step": state.host_step_bytes,
             "local": np.where(has_gradient, state.local_bytes, 0.0),
         }
         found: Amounts = {

@@ -43,6 +43,9 @@ __all__ = [
 
 _LEVELS = ("O1", "O2")
 
+_O2_BUDGET_S = 40.0
+"""Without a budget of the user's: what ends by itself on all but large jobs may take so long."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSummary:
@@ -113,7 +116,8 @@ def plan_graph(
         progress: told what the search is doing.
         cluster_name: how the plan names the cluster; the cluster's own name by default.
         proposers: further solvers, asked after those of the level.
-        budget_s: seconds after which the search returns what it has.
+        budget_s: seconds after which the search returns what it has; ``O2`` takes at most
+            ``_O2_BUDGET_S`` by default.
         pins: what the user has decided.
         allow_unrunnable: a plan the runtime cannot carry yet may win.
         seed: of searches that draw lots.
@@ -140,6 +144,8 @@ def plan_graph(
         names=[segment.name for segment in context.model.segmentation.segments],
         known_labels={label for names in context.model.labels.by_segment for label in names},
     )
+    if budget_s is None and level == "O2":
+        budget_s = _O2_BUDGET_S
     result = run_portfolio(
         context,
         (*proposers_of(context), *proposers),

@@ -56,6 +56,8 @@ COLUMNS = (
     "optimizer",
     "gradients",
     "step",
+    "host_link",
+    "host_step",
     "local",
     "tied",
     "kept",
@@ -222,6 +224,7 @@ class _Priced:
             table,
             split,
             zero_stage=strategy.zero_stage,
+            offload=strategy.offload,
             optimizer=pricer.optimizer,
             prices=pricer.prices,
         )

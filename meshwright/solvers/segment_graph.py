@@ -36,7 +36,7 @@ from meshwright.solvers.choices import (
     composed,
     given_labels,
 )
-from meshwright.solvers.wiring import wiring_of
+from meshwright.solvers.wiring import Wiring, wiring_of
 from meshwright.spmd.draws import check_draws
 from meshwright.spmd.layout import ALL_AXES, MICRO, Layout
 
@@ -51,6 +51,7 @@ def choice_graph(
     axis_sizes: Mapping[str, int],
     background: Mapping[str, Sequence[str]],
     allowed: Mapping[str, frozenset[str] | None],
+    wiring: Wiring | None = None,
 ) -> ChoiceGraph:
     """All choices of all segment classes.
 
@@ -61,8 +62,10 @@ def choice_graph(
         axis_sizes: devices along each mesh axis, and ``micro``.
         background: axes that are not free, to their labels in every segment.
         allowed: free axes, to the labels they may shard (``None``: all).
+        wiring: of the graph, where the caller has it already.
     """
-    return _Builder(analysis, segmentation, labels, axis_sizes, background, allowed).build()
+    wiring = wiring or wiring_of(analysis.graph, segmentation)
+    return _Builder(analysis, segmentation, labels, axis_sizes, background, allowed, wiring).build()
 
 
 class _Builder:
@@ -74,6 +77,7 @@ class _Builder:
         axis_sizes: Mapping[str, int],
         background: Mapping[str, Sequence[str]],
         allowed: Mapping[str, frozenset[str] | None],
+        wiring: Wiring,
     ) -> None:
         self.analysis, self.graph = analysis, analysis.graph
         self.segmentation, self.labels = segmentation, labels
@@ -91,7 +95,7 @@ class _Builder:
         """Value of a view to its operand and the renaming of places."""
         self.partial: dict[int, frozenset[str]] = {}
         """Background axes a value is partial on."""
-        self.wiring = wiring_of(self.graph, segmentation)
+        self.wiring = wiring
         self.read: set[int] = set()
         """Nodes that some link reads."""
         self.parameters = {item.value for item in self.graph.parameters}

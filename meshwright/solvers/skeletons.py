@@ -149,13 +149,20 @@ def shardings_for(context: SearchContext, skeleton: Skeleton) -> tuple[Sharding,
 def strategies_for(context: SearchContext, skeleton: Skeleton) -> tuple[Strategy, ...]:
     """Everything a segment may do on the skeleton and the pins allow."""
     stages = (0, 1, 2, 3) if skeleton.sizes["dp_shard"] > 1 else (0,)
+    # The runtime cannot offload yet, so it is tried only where such plans may win.
+    ways = (False, True) if context.allow_unrunnable and _can_offload(context) else (False,)
     every = (
-        Strategy(sharding=sharding, zero_stage=zero_stage, recompute=recompute)
-        for sharding, zero_stage, recompute in product(
-            shardings_for(context, skeleton), stages, Recompute
+        Strategy(sharding=sharding, zero_stage=zero_stage, recompute=recompute, offload=offload)
+        for sharding, offload, zero_stage, recompute in product(
+            shardings_for(context, skeleton), ways, stages, Recompute
         )
     )
     return tuple(strategy for strategy in every if context.allows_strategy(strategy))
+
+
+def _can_offload(context: SearchContext) -> bool:
+    """Every device has a way to its host's memory."""
+    return all(host.device.to_host_bytes_per_s > 0 for host in context.cluster.hosts)
 
 
 _KNOWN: WeakKeyDictionary[AnalyticCostModel, dict[tuple[str, tuple[str, ...]], Sharding]]

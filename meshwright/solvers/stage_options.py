@@ -1,7 +1,7 @@
 """Ways to run a stage: a sub-mesh of some size, and what the stage does on it.
 
-The hosts of a cluster fall into pools of equal hosts. A stage takes a divisor of a host's devices,
-or whole hosts of one pool. For every size the ways are tensor parallel within a host, data parallel
+The hosts of a cluster fall into pools of equal hosts. A stage takes some devices of a host, or
+whole hosts of one pool. For every size the ways are tensor parallel within a host, data parallel
 over the rest, ZeRO 0, 1 or 3 over all of that or over a host, and how much is recomputed. Each is
 priced for all segments at once, as if every segment were a stage; a stage of several is a sum.
 """
@@ -73,7 +73,7 @@ def pools_of(cluster: Cluster) -> tuple[Pool, ...]:
 def sizes_of(pool: Pool, *, whole_hosts: bool) -> tuple[int, ...]:
     """Devices a stage on the pool may have, ascending."""
     each, count = pool.devices_per_host, len(pool.hosts)
-    inside = () if whole_hosts else divisors(each)[:-1]
+    inside = () if whole_hosts else range(1, each)
     few = range(1, min(count, 8) + 1)
     many = {count // ways for ways in range(1, 9)} | set(divisors(count))
     return tuple(sorted({*inside, *(each * hosts for hosts in {*few, *many} if hosts)}))

@@ -38,7 +38,7 @@ from meshwright.solvers.stage_options import (
 )
 from meshwright.solvers.staged import StagePick, staged_plan
 
-__all__ = ["Stages"]
+__all__ = ["Stages", "splits_of"]
 
 _MAX_UNITS = 40
 _MAX_STAGES = 40
@@ -69,6 +69,17 @@ class _State:
         return self.stopped
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """A sub-mesh; arrays of shape (levels, units, units), first and last unit of a stage."""
+
+    options: list[OptionCosts]
+    cost_s: FloatArray
+    """Of the best option that fits."""
+    best: IntArray
+    """Its number."""
+
+
 class Stages:
     """Unequal stages on unequal sub-meshes; a ``Proposer``."""
 
@@ -84,18 +95,18 @@ class Stages:
         pools = pools_of(context.cluster)
         units = units_of(stage_times_s(context, UniformChoice()))
         cuts = _cut_bytes(context, units)
-        for num_microbatches in _splits(context):
+        for num_microbatches in splits_of(context):
             self._search(context, state, pools, (units, cuts), num_microbatches, False)
         ranked = dict.fromkeys(micro for _, micro, _ in sorted(state.found, key=lambda x: x[0]))
         for num_microbatches in list(ranked)[:_SEQUENCE_SPLITS]:
             self._search(context, state, pools, (units, cuts), num_microbatches, True)
         candidates = self._priced(context, state, pools)
         candidates += branch_candidates(
-            context, _splits(context), solver=self.name, deadline_s=deadline_s
+            context, splits_of(context), solver=self.name, deadline_s=deadline_s
         )
         if len(pools) > 1:
             candidates += shared_plans(
-                context, _splits(context), solver=self.name, deadline_s=deadline_s
+                context, splits_of(context), solver=self.name, deadline_s=deadline_s
             )
         fits = sorted((c for c in candidates if c.cost.fits), key=lambda c: c.time_s)
         status = SolveStatus.STOPPED if state.stopped else SolveStatus.DONE
@@ -119,16 +130,53 @@ class Stages:
         if state.is_late():
             return
         context.report(f"{self.name}: {num_microbatches} micro-batches")
+        units, _ = chain
+        ways = self._ways(context, state, pools, chain, num_microbatches, sequence_parallel)
+        if not ways:
+            return
+        of_unit = _devices_of_unit(context, pools)
+        uses = np.zeros((len(ways), len(pools)), dtype=np.int64)
+        for row, way in enumerate(ways):
+            option = way.options[0].option
+            uses[row, option.pool] = option.num_devices // of_unit[option.pool]
+        problem = ChainProblem(
+            cost_s=np.stack([way.cost_s for way in ways]),
+            uses=uses,
+            devices=tuple(p.num_devices // unit for p, unit in zip(pools, of_unit, strict=True)),
+            num_microbatches=num_microbatches,
+            max_stages=min(_MAX_STAGES, int(units.max()) + 1),
+        )
+        for max_stages in (1, problem.max_stages):
+            solution = solve_chain(replace(problem, max_stages=max_stages))
+            if solution is None:
+                continue
+            picks = []
+            for stage in solution.stages:
+                way = ways[stage.way]
+                level = min(stage.level, len(way.best)) - 1
+                option = way.options[int(way.best[level, stage.first, stage.last])].option
+                inside = np.flatnonzero((units >= stage.first) & (units <= stage.last))
+                picks.append(StagePick(segments=tuple(inside.tolist()), option=option))
+            state.found.append((solution.time_s, num_microbatches, tuple(picks)))
+
+    def _ways(
+        self,
+        context: SearchContext,
+        state: _State,
+        pools: Sequence[Pool],
+        chain: tuple[IntArray, FloatArray],
+        num_microbatches: int,
+        sequence_parallel: bool,
+    ) -> list[_Way]:
+        """Every sub-mesh on which some stage fits; none where the time is up."""
         units, cuts = chain
         whole_hosts = whole_hosts_only(context.cluster)
-        unit_of_pool = [pool.devices_per_host if whole_hosts else 1 for pool in pools]
         levels = min(_MAX_STAGES, num_microbatches, int(units.max()) + 1)
-        ways: list[tuple[int, int, list[OptionCosts]]] = []
-        costs, which = [], []
+        found = []
         for number, pool in enumerate(pools):
             for size in sizes_of(pool, whole_hosts=whole_hosts):
                 if state.is_late():
-                    return
+                    return []
                 options = priced_options(
                     context,
                     pools,
@@ -142,34 +190,8 @@ class Stages:
                     cost_s, best = stage_costs(options, units, levels, num_microbatches)
                     cost_s += _passing_s(context.cluster, pool, size, cuts / num_microbatches)
                     if np.isfinite(cost_s).any():
-                        ways.append((number, size // unit_of_pool[number], options))
-                        costs.append(cost_s)
-                        which.append(best)
-        if not ways:
-            return
-        uses = np.zeros((len(ways), len(pools)), dtype=np.int64)
-        for row, (number, size, _) in enumerate(ways):
-            uses[row, number] = size
-        problem = ChainProblem(
-            cost_s=np.stack(costs),
-            uses=uses,
-            devices=tuple(
-                pool.num_devices // unit for pool, unit in zip(pools, unit_of_pool, strict=True)
-            ),
-            num_microbatches=num_microbatches,
-            max_stages=min(_MAX_STAGES, int(units.max()) + 1),
-        )
-        for max_stages in (1, problem.max_stages):
-            solution = solve_chain(replace(problem, max_stages=max_stages))
-            if solution is None:
-                continue
-            picks = []
-            for stage in solution.stages:
-                best = which[stage.way][min(stage.level, levels) - 1, stage.first, stage.last]
-                inside = np.flatnonzero((units >= stage.first) & (units <= stage.last))
-                option = ways[stage.way][2][int(best)].option
-                picks.append(StagePick(segments=tuple(inside.tolist()), option=option))
-            state.found.append((solution.time_s, num_microbatches, tuple(picks)))
+                        found.append(_Way(options=options, cost_s=cost_s, best=best))
+        return found
 
     def _priced(
         self, context: SearchContext, state: _State, pools: Sequence[Pool]
@@ -192,6 +214,12 @@ class Stages:
         return candidates
 
 
+def _devices_of_unit(context: SearchContext, pools: Sequence[Pool]) -> list[int]:
+    """For each pool the devices that are counted as one."""
+    whole_hosts = whole_hosts_only(context.cluster)
+    return [pool.devices_per_host if whole_hosts else 1 for pool in pools]
+
+
 def units_of(times_s: Sequence[float]) -> IntArray:
     """(V,) unit of each segment: neighbors joined to at most ``_MAX_UNITS`` of about equal time."""
     if len(times_s) <= _MAX_UNITS:
@@ -207,7 +235,7 @@ def units_of(times_s: Sequence[float]) -> IntArray:
     return np.array(found, dtype=np.int64)
 
 
-def _splits(context: SearchContext) -> tuple[int, ...]:
+def splits_of(context: SearchContext) -> tuple[int, ...]:
     """Numbers of micro-batches to try: divisors of the batch, about evenly by their logarithm."""
     if not context.can_split_step:
         return (1,)

@@ -297,7 +297,6 @@ def in_flight(order: Sequence[Task]) -> tuple[InFlight, ...]:
     return tuple(m for m in moments if not any(is_within(m, other) for other in moments))
 
 
-@lru_cache(maxsize=1024)
 def peaks_in_flight(
     schedule: ScheduleName,
     *,
@@ -308,17 +307,28 @@ def peaks_in_flight(
     """``in_flight`` of every device group; arguments as for ``group_order``.
 
     Once the pipeline is full a group holds no more than before, so of many micro-batches only some
-    are counted.
+    are counted; GPipe holds them all.
 
     Raises:
         PlanRefused: the schedule does not exist for these numbers.
     """
+    if schedule is ScheduleName.GPIPE:
+        _check_counts(schedule, num_groups, len(stage_inputs), num_microbatches)
+        return ((InFlight((num_microbatches,), (0,)),),) * num_groups
     if num_groups < len(stage_inputs):
         enough = 4 * num_groups + num_microbatches % num_groups
     else:
         enough = 3 * max(depths(stage_inputs))
-    if schedule is not ScheduleName.GPIPE:
-        num_microbatches = min(num_microbatches, enough)
+    return _peaks(schedule, num_groups, min(num_microbatches, enough), stage_inputs)
+
+
+@lru_cache(maxsize=1024)
+def _peaks(
+    schedule: ScheduleName,
+    num_groups: int,
+    num_microbatches: int,
+    stage_inputs: tuple[tuple[int, ...], ...],
+) -> tuple[tuple[InFlight, ...], ...]:
     return tuple(
         in_flight(
             group_order(

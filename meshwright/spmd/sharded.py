@@ -365,13 +365,11 @@ class _Pass:
         if communicates_over_micro(steps):
             raise PlanRefused(self._micro_message(op))
         seen = self._seen_through_view(source, layout, steps, segment, phase)
-        if seen is not None:
-            self.converted[key] = seen
-            return seen
-        result = self._new(value, layout, len(self.nodes))
-        self.nodes.append(
-            ConvertNode(source=source, result=result, steps=steps, segment=segment, phase=phase)
-        )
+        result = self._new(value, layout, len(self.nodes)) if seen is None else seen
+        if seen is None:
+            self.nodes.append(
+                ConvertNode(source=source, result=result, steps=steps, segment=segment, phase=phase)
+            )
         self.converted[key] = result
         before, after = dict(self.layouts[source].partial), dict(layout.partial)
         if len(after) < len(before):
@@ -387,7 +385,7 @@ class _Pass:
         segment: int,
         phase: ShardedPhase,
     ) -> int | None:
-        """A view of a gathered tensor instead of a gathered view: views share the gather."""
+        """A view of a gathered or reduced tensor instead of the reverse: views share the step."""
         node = self.nodes[self.producer[source]] if self.producer[source] >= 0 else None
         if (
             not isinstance(node, OpNode)
@@ -395,8 +393,12 @@ class _Pass:
             or len(node.operands) != 1
             or layout.partial
             or len({step.kind for step in steps}) != 1
-            or steps[0].kind not in {StepKind.ALL_GATHER, StepKind.ALL_TO_ALL}
+            or steps[0].kind in {StepKind.SLICE, StepKind.MASK}
         ):
+            return None
+        (operand,) = self.graph.ops[node.op].inputs
+        sizes = [self.graph.values[v].num_bytes for v in (operand, self.graph_value[source])]
+        if self.layouts[source].partial and sizes[0] > sizes[1]:
             return None
         factors = self.analysis.leaf_factors[node.op]
         shards: dict[tuple[int, int], tuple[str, ...]] = {}
@@ -409,8 +411,7 @@ class _Pass:
                 return None
             shards[operand_place] = axes
             choice.update(dict.fromkeys(axes, index))
-        (operand,) = self.graph.ops[node.op].inputs
-        if self._current(operand) != node.operands[0]:
+        if self._current(operand) != node.operands[0] and not self.layouts[source].partial:
             return None
         gathered = self._convert(operand, Layout.of(shards, {}), segment, phase, None)
         result = self._new(self.graph_value[source], layout, len(self.nodes))

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from meshwright.errors import PlanRefused
 from meshwright.graph.opgraph import GraphInput, InputRole, contiguous_stride
 from meshwright.plans.plan import Recompute
 from meshwright.spmd.body import Body, ValueTable
@@ -88,6 +89,14 @@ class StageContext:
     def _parameter(self, value: int) -> LocalParameter:
         segments = self.stages.segments_of_parameter.get(value, ())
         choice = self.choices[segments[0]] if segments else None
+        cut = self.sharded.layouts[value].sharding_axes
+        if choice is not None and choice.zero_stage and ZERO_AXIS in cut:
+            raise PlanRefused(
+                f"segment {segments[0]}: ZeRO {choice.zero_stage} would cut "
+                f"{self.input_of[value].name} along {ZERO_AXIS}, which already cuts it because an "
+                f"operator that reads it is sharded so; use zero_stage 0 there, or {ZERO_AXIS} for "
+                "the batch alone"
+            )
         return new_parameter(
             self.values,
             name=self.input_of[value].name,

@@ -124,15 +124,14 @@ def test_malformed_plan_file(
 def test_a_plan_the_runtime_cannot_carry(meshwright: Run, plan_file: Path, verb: str) -> None:
     plan = json.loads(plan_file.read_text())
     plan["communication"]["pipeline"] = "int8"
-    for segment in plan["segments"]:
-        segment["offload"] = True
+    plan["communication"]["tensor_parallel"] = "bf16"
     plan_file.write_text(json.dumps(plan))
     answer = meshwright(verb, plan_file)
 
     assert 1 == answer.status
     assert 1 == len(answer.lines_of_error)
-    assert "$.segments[0].offload: the runtime keeps" in answer.lines_of_error[0]
-    assert f"(and {len(plan['segments'])} more)" in answer.lines_of_error[0]
+    assert "$.communication.tensor_parallel: the runtime" in answer.lines_of_error[0]
+    assert "(and 1 more)" in answer.lines_of_error[0]
 
 
 def test_plan_of_another_program(meshwright: Run, plan_file: Path) -> None:

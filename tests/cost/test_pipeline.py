@@ -287,6 +287,38 @@ def test_many_plans_at_a_time_are_timed_like_each(data: st.DataObject) -> None:
         assert max(np.array(finish) + tail_s[plan]) == pytest.approx(found[plan], rel=1e-12)
 
 
+@pytest.mark.parametrize("count", [3, 100])
+def test_many_plans_on_a_dag(count: int) -> None:
+    """Stages 0 and 1 feed 2, and 0 feeds 1: edges are (0, 1), (0, 2), (1, 2)."""
+    inputs = ((), (0,), (0, 1))
+    rng = np.random.default_rng(0)
+    forward_s, backward_s = rng.uniform(1, 2, (5, 3)), rng.uniform(2, 4, (5, 3))
+    there, back = rng.uniform(0, 4, (5, 3)), rng.uniform(0, 4, (5, 3))
+    edges = ((0, 1), (0, 2), (1, 2))
+
+    found = simulate_many(
+        ONE_F_ONE_B,
+        forward_s=forward_s,
+        backward_s=backward_s,
+        num_microbatches=count,
+        forward_transfer_s=there,
+        backward_transfer_s=back,
+        stage_inputs=inputs,
+    )
+
+    for plan in range(5):
+        finish = finish_times_s(
+            ONE_F_ONE_B,
+            forward_s=forward_s[plan].tolist(),
+            backward_s=backward_s[plan].tolist(),
+            num_microbatches=count,
+            forward_transfer_s=dict(zip(edges, there[plan], strict=True)),
+            backward_transfer_s={(b, a): back[plan, e] for e, (a, b) in enumerate(edges)},
+            stage_inputs=inputs,
+        )
+        assert max(finish) == pytest.approx(found[plan], rel=1e-12)
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_no_schedule_beats_the_bound(data: st.DataObject) -> None:

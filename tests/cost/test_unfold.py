@@ -12,16 +12,21 @@ import numpy as np
 import pytest
 
 from meshwright.cluster import parse_cluster
+from meshwright.cost import tabulate
 from meshwright.cost.choice import Choice
+from meshwright.cost.columns import Columns, columns_of
 from meshwright.cost.model import AnalyticCostModel
 from meshwright.cost.table import CostTable, Split
+from meshwright.cost.unfold import NotPeriodic, unfolded
 from meshwright.graph.analyzed import analyze_graph
 from meshwright.graph.dimensions import label_dimensions
 from meshwright.graph.factors import analyze_factors
 from meshwright.graph.opgraph import OpGraph
 from meshwright.graph.segments import find_segments
+from meshwright.graph.shorten import Short
 from meshwright.graph.simplify import with_explicit_factories
 from meshwright.plans.plan import AXIS_NAMES, JobSpec, Recompute, ScheduleName
+from meshwright.spmd.sharded import ShardedGraph
 from tests.cost.graphs import zoo
 from tests.graph.deep import Shared, captured, stack
 
@@ -106,6 +111,11 @@ def differences(left: object, right: object, path: str = "columns") -> list[str]
     return [] if left == right else [path]
 
 
+def is_short(model: AnalyticCostModel) -> bool:
+    """Whether a short graph stands for the graph where all segments of a class are alike."""
+    return model._tabulator.short((("one",), (0,) * len(model.segment_classes))) is not None
+
+
 def tables(
     models: tuple[AnalyticCostModel, AnalyticCostModel],
     shards: Sequence[Shard],
@@ -144,14 +154,27 @@ def choices(num_segments: int, sizes: Mapping[str, int]) -> list[Choice]:
 
 @pytest.mark.parametrize("reference", MODELS)
 @pytest.mark.parametrize("kind", ["data", "tensor", "sequence", "batch"])
-def test_columns_are_those_of_the_whole_graph(reference: str, kind: str) -> None:
-    """Every array, in every bit; and a short graph was used."""
-    models = models_of(reference)
-    shards = by_segment(models[0], kind)
-    short, whole = tables(models, shards, {"dp_shard": 2, "tp": 2})
+def test_columns_are_those_of_the_whole_graph(
+    reference: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every array, in every bit; and the whole graph was not sharded for the first."""
+    short, whole = models_of(reference)
+    tabulated: list[int] = []
 
-    assert [] == differences(short.columns, whole.columns)
-    assert all(models[0]._shorts.values())
+    def spied(sharded: ShardedGraph, *, scaled: bool) -> Columns:
+        tabulated.append(len(sharded.analysis.graph.ops))
+        return columns_of(sharded, scaled=scaled)
+
+    monkeypatch.setattr(tabulate, "columns_of", spied)
+    shards = by_segment(short, kind)
+    sizes = {"dp_shard": 2, "tp": 2, "dp_replicate": 1}
+    found = short._build(shards, sizes, (), scaled=False)
+    expected = whole._build(shards, sizes, (), scaled=False)
+
+    assert [] == differences(found.columns, expected.columns)
+    assert len(whole.analysis.graph.ops) == tabulated[-1]
+    assert 2 == len(tabulated)
+    assert tabulated[0] < tabulated[1]
 
 
 @pytest.mark.parametrize("reference", MODELS)
@@ -197,7 +220,7 @@ def test_any_depth_is_priced_as_on_the_whole_graph(depth: int, kind: str) -> Non
     short, whole = tables(models, by_segment(models[0], kind), {"dp_shard": 2, "tp": 2})
 
     assert [] == differences(short.columns, whole.columns)
-    assert (depth > 8) <= all(models[0]._shorts.values())
+    assert (depth > 6) == is_short(models[0])
 
 
 def test_a_block_that_differs_is_priced_as_on_the_whole_graph() -> None:
@@ -208,12 +231,41 @@ def test_a_block_that_differs_is_priced_as_on_the_whole_graph() -> None:
     assert [] == differences(short.columns, whole.columns)
 
 
-def test_a_shared_parameter_is_left_to_the_long_way() -> None:
+def test_a_shared_parameter_is_left_to_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gradient is the sum of what all blocks give, so no block can be left out."""
+    refused: list[str] = []
+
+    def spied(columns: Columns, sharded: ShardedGraph, short: Short, graph: OpGraph) -> Columns:
+        try:
+            return unfolded(columns, sharded, short, graph)
+        except NotPeriodic as error:
+            refused.append(str(error))
+            raise
+
+    monkeypatch.setattr(tabulate, "unfolded", spied)
     models = both(captured(Shared(9)), 8)
     short, whole = tables(models, by_segment(models[0], "tensor"), {"dp_shard": 2, "tp": 2})
 
     assert [] == differences(short.columns, whole.columns)
+    assert is_short(models[0])
+    assert ["something outside the units depends on all of them"] == refused
+
+
+def test_a_mixture_with_a_cut_elsewhere_is_not_sharded_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stretches of 15 and 15 segments, then of 10 and 20: the same short graph serves both."""
+    models = both(stack(*(16,) * 30), 8)
+    ways = [by_segment(models[0], kind) for kind in ("tensor", "batch")]
+    sizes = {"dp_shard": 2, "tp": 2}
+    mixtures = [[*ways[0][:cut], *ways[1][cut:]] for cut in (15, 10)]
+    models[0]._build(mixtures[0], sizes, (), scaled=False)
+    monkeypatch.setattr(tabulate, "shard_graph", None)
+    found = models[0]._build(mixtures[1], sizes, (), scaled=False)
+    monkeypatch.undo()
+    expected = models[1]._build(mixtures[1], sizes, (), scaled=False)
+
+    assert [] == differences(found.columns, expected.columns)
 
 
 def test_tables_by_class_are_tables_by_segment() -> None:

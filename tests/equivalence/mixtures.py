@@ -121,6 +121,12 @@ MIXTURES: dict[str, Mixture] = {
     "zero 2 then zero 3 full micro2": Mixture(
         replace(_DP2, zero=2, micro=2), replace(_DP2, zero=3, micro=2, recompute=Recompute.FULL)
     ),
+    "half of the optimizer on the host, zero 1": Mixture(
+        replace(_DP2, zero=1, offload=True), replace(_DP2, zero=1)
+    ),
+    "zero 3 on the host, then zero 0": Mixture(
+        replace(_DP2, zero=3, offload=True, micro=2), replace(_DP2, micro=2)
+    ),
     "tensor then batch": Mixture(_TP2, replace(_TP2, shard={"tp": BATCH})),
     "batch then tensor": Mixture(replace(_TP2, shard={"tp": BATCH}), _TP2),
     "tensor then sequence full": Mixture(

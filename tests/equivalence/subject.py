@@ -52,6 +52,7 @@ class Recipe:
     micro: int = 1
     zero: int = 0
     recompute: Recompute = Recompute.NONE
+    offload: bool = False
     schedule: ScheduleName = ScheduleName.ONE_F_ONE_B
 
     @property
@@ -208,6 +209,7 @@ def plan_of(subject: Subject, recipe: Recipe) -> ParallelPlan:
                 },
                 zero_stage=recipe.zero,
                 recompute=recipe.recompute,
+                offload=recipe.offload,
             )
             for segment in prepared.segmentation.representatives()
         ],

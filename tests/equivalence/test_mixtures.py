@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 
 import msgspec
@@ -10,6 +12,8 @@ import pytest
 
 from meshwright.errors import PlanRefused
 from meshwright.plans import ParallelPlan
+from meshwright.spmd.prepared import lower_plan
+from meshwright.spmd.program import Collective
 from tests.equivalence.mixtures import BRANCHES, MIXTURES, Mixture, mixed_plan
 from tests.equivalence.processes import lowered, run_on_processes
 from tests.equivalence.recipes import MODELS
@@ -113,7 +117,7 @@ def with_exceptions(subject: Subject, recipe: Recipe, *, seed: int) -> ParallelP
         ("tiny-gpt", Recipe({"tp": 2}, {"tp": TENSOR}), 0),
         pytest.param(
             "tiny-gpt",
-            Recipe({"dp_shard": 2, "tp": 2}, {"dp_shard": BATCH, "tp": TENSOR}, zero=3),
+            Recipe({"dp_shard": 2, "tp": 2}, {"dp_shard": BATCH, "tp": TENSOR}),
             1,
             marks=pytest.mark.slow,
         ),
@@ -130,6 +134,55 @@ def test_operators_may_differ_from_their_segment(model: str, recipe: Recipe, see
 
     assert any(entry.operators for entry in plan.segments)
     _check(subject, plan)
+
+
+def all_to_all_attention(subject: Subject) -> ParallelPlan:
+    """The sequence is cut over ``cp`` but for attention, which has its heads cut (2309.14509)."""
+    plan = plan_of(subject, Recipe({"cp": 2}, {"cp": ("sequence",)}))
+    entries = []
+    for entry in plan.segments:
+        segment = subject.prepared.segmentation.representatives()[entry.segment_class]
+        names = subject.prepared.labels.by_segment[segment.index]
+        heads = [name for name in names if name.startswith("heads")]
+        ops = (*segment.forward_ops, *segment.backward_ops)
+        attention = [n for n, op in enumerate(ops) if "_attention" in _target(subject, op)]
+        operators = {str(number): {"cp": heads} for number in attention}
+        entries.append(msgspec.structs.replace(entry, operators=operators))
+    return msgspec.structs.replace(plan, segments=entries)
+
+
+def _target(subject: Subject, op: int) -> str:
+    return subject.prepared.graph.ops[op].target
+
+
+@pytest.mark.parametrize("model", ["tiny-gpt", "tiny-llama"])
+def test_all_to_alls_around_attention(model: str) -> None:
+    """Of q, k, v and the result in the forward pass, of their gradients in the backward pass."""
+    subject = _subject(model)
+    plan = all_to_all_attention(subject)
+    (program,) = lower_plan(subject.prepared, plan)
+    layers = sum("_attention" in op.target for op in subject.prepared.graph.ops) // 2
+    kinds = {
+        function.name: Counter(
+            item.kind for item in function.body if isinstance(item, Collective) and item.segment > 0
+        )
+        for function in (program.forward, program.backward_final)
+    }
+
+    assert 4 * layers == kinds["forward"]["all_to_all"] == kinds["backward_final"]["all_to_all"]
+    assert 0 == kinds["forward"]["all_gather"] == kinds["backward_final"]["all_gather"]
+    _check(subject, plan)
+
+
+def test_zero_does_not_cut_what_an_operator_cuts() -> None:
+    subject = _subject("tiny-gpt")
+    recipe = Recipe({"dp_shard": 2}, {"dp_shard": BATCH}, zero=1)
+    plan = with_exceptions(subject, recipe, seed=0)
+    without = with_exceptions(subject, replace(recipe, zero=0), seed=0)
+
+    with pytest.raises(PlanRefused, match=r"ZeRO 1 would cut .* along dp_shard, which already"):
+        on_virtual_ranks(subject, plan)
+    _check(subject, without)
 
 
 def test_an_operator_the_segment_does_not_have_is_refused() -> None:

@@ -243,6 +243,14 @@ def test_segments_of_one_class_may_differ() -> None:
     assert [1, 3, 2] == [entry.zero_stage for entry in plan.segment_plans((0, 1, 1))]
 
 
+def test_shares_of_the_batch_are_one_for_each_host() -> None:
+    plan = plans.read_plan(changed("stages.0.batch_shares", [0.75, 0.25]))
+    plans.check_plan(plan, **GRAPH, host_of_device=[0, 0, 1, 1, 2, 2, 2, 2])
+
+    with pytest.raises(PlanRefused, match=r"stages\[0\]\.batch_shares: 2 shares but .* on 1 hosts"):
+        plans.check_plan(plan, **GRAPH, host_of_device=[0] * 8)
+
+
 def test_entries_of_other_classes_may_name_the_same_run() -> None:
     plan = mixed({"at": [[0, 2]]})
     first, second = plan.segments
@@ -314,7 +322,8 @@ def test_a_stage_holds_parts_of_several_branches() -> None:
         ("stages.1.mesh", {"tp": 4, "dp_shard": 1}, "$.stages[1].mesh: dp_shard 1, tp 4 is not"),
         ("stages.0.batch_shares", [0.75, 0.25], "$.stages[0].batch_shares: the runtime gives"),
         ("token_slices", [96, 32], "$.token_slices: the runtime runs whole sequences"),
-        ("segments.1.offload", True, "$.segments[1].offload: the runtime keeps"),
+        ("segments.1.shard.tp", ["height"], "$.segments[1].shard.tp: the runtime does not"),
+        ("segments.0.operators", {"1": {"tp": ["ring"]}}, "$.segments[0].operators.1.tp: the"),
         ("communication.tensor_parallel", "bf16", "$.communication.tensor_parallel: the runtime"),
         ("communication.pipeline", "top-k", "$.communication.pipeline: the runtime sends"),
     ],
@@ -330,9 +339,11 @@ def test_what_the_runtime_cannot_carry_is_named(path: str, new: object, expected
 
 def test_what_the_runtime_can_carry_is_not_named() -> None:
     equal = plans.read_plan(changed("stages.0.batch_shares", [0.5, 0.5]))
+    offloaded = plans.read_plan(changed("segments.0.offload", True))
 
     assert [] == plans.unrunnable_reasons(plans.read_plan(GOLDEN))
     assert [] == plans.unrunnable_reasons(equal)
+    assert [] == plans.unrunnable_reasons(offloaded)
 
 
 @st.composite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import StringIO
 
+import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
@@ -148,6 +149,12 @@ def test_schedules() -> None:
     assert "4 micro-batches, 1F1B" == schedule_words(piped)
     assert ScheduleName.ONE_F_ONE_B == piped.schedule
     assert "one micro-batch" == schedule_words(plan_of(mesh=Mesh(), segments=[segment()]))
+    interleaved = msgspec.structs.replace(
+        piped, schedule=ScheduleName.INTERLEAVED, stages=piped.stages * 2
+    )
+    assert "4 micro-batches, interleaved 1F1B with 2 stages each" == schedule_words(interleaved)
+    sliced = msgspec.structs.replace(piped, schedule=ScheduleName.GPIPE, token_slices=[5, 3])
+    assert "4 micro-batches, GPipe, 2 token slices" == schedule_words(sliced)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +175,15 @@ def test_schedules() -> None:
                 "shard": {"dp_replicate": ["batch"], "dp_shard": ["batch"], "tp": ["inner"]},
                 "zero_stage": 3,
                 "recompute": Recompute.FULL,
+            },
+        ),
+        (
+            "batch over 8 devices; replicated along tp; optimizer state in the host's memory; "
+            "1 operator sharded in another way",
+            {
+                "shard": {"dp_replicate": ["batch"], "dp_shard": ["batch"]},
+                "offload": True,
+                "operators": {"3": {"tp": ["inner"]}},
             },
         ),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -39,8 +41,10 @@ def test_rows_that_do_not_divide_are_refused() -> None:
         slice_tensor(torch.zeros(3), shard, LAYOUT.coordinates[0], "w")
 
 
-def _state(rank: int, dtype: str, optimizer: OptimizerSpec) -> RankState:
+def _state(rank: int, dtype: str, optimizer: OptimizerSpec, *, offload: bool = False) -> RankState:
     program, _ = handwritten.two_stages(2, 2, 1, dtype)
+    slots = tuple(replace(slot, offload=offload) for slot in program.parameters)
+    program = replace(program, parameters=slots)
     coordinate = handwritten.layout(2, 2).coordinates[rank]
     source = handwritten.parameters(getattr(torch, dtype)).__getitem__
     return RankState(program, coordinate, source, optimizer=optimizer, device=CPU)
@@ -71,6 +75,24 @@ def test_bytes_in_bf16_with_sgd() -> None:
 
     assert 29 * 2 == state.parameter_bytes
     assert 24 * 4 == state.optimizer_bytes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_offloaded_optimizer_steps_memory_of_its_own(dtype: str) -> None:
+    """It makes the same parameters, and what it adds to the device's memory is nothing."""
+    state = _stepped(_state(0, dtype, OptimizerSpec(), offload=True))
+    usual = _stepped(_state(0, dtype, OptimizerSpec()))
+    published, expected = state.to_publish(), usual.to_publish()
+
+    assert 0 == state.optimizer_bytes
+    assert usual.parameter_bytes == state.parameter_bytes
+    for slot in state.program.parameters:
+        held = state.held[slot.stored]
+        assert state.optimized(slot.name).data_ptr() != held.data_ptr()
+        assert torch.equal(usual.optimized(slot.name), state.optimized(slot.name))
+        assert torch.equal(usual.held[slot.stored], held)
+    assert expected.keys() == published.keys()
+    assert all(torch.equal(expected[value], published[value]) for value in published)
 
 
 def test_bf16_steps_add_up_in_the_fp32_copy() -> None:

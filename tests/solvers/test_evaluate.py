@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -158,3 +159,30 @@ def test_every_skeleton_uses_no_more_devices_than_there_are() -> None:
 
     assert any(skeleton.num_stages * skeleton.num_devices_per_stage == 6 for skeleton in found)
     assert all(skeleton.num_stages * skeleton.num_devices_per_stage <= 6 for skeleton in found)
+
+
+def test_offloaded_optimizer_state_is_priced_as_exactly() -> None:
+    context = context_of(zoo("gpt2?num_layers=3", 16, "bfloat16"), "8xa100", 16, Precision.BF16)
+    context = replace(context, allow_unrunnable=True)
+    skeleton = Skeleton.of({"dp_shard": 8})
+    space = PlanSpace(context, skeleton, strategies_for(context, skeleton))
+    numbers = [i for i, s in enumerate(space.strategies) if s.offload and s.zero_stage < 2]
+    start = np.zeros((1, 1), dtype=np.int64)
+    for number in numbers:
+        assignment = np.full((1, space.num_segments), number)
+        found = space.evaluate(assignment, start)
+        cost = price_decision(context, space.decision(assignment[0], start[0]))
+        share = float((cost.memory.peak_bytes / cost.capacity_bytes).max())
+
+        assert found.time_s[0] == pytest.approx(cost.time_s, rel=1e-3)
+        assert 1 + found.excess[0] == pytest.approx(share, rel=1e-3)
+    assert numbers
+
+
+def test_context_parallelism_is_priced_as_exactly() -> None:
+    context = context_of(zoo("gpt2?num_layers=3", 16, "bfloat16"), "8xa100", 16, Precision.BF16)
+    space = space_of(context, {"dp_shard": 4, "cp": 2}, 1, 2)
+    zeros, start = np.zeros((1, space.num_segments), np.int64), np.zeros((1, 1), np.int64)
+    cost = price_decision(context, space.decision(zeros[0], start[0]))
+
+    assert space.evaluate(zeros, start).time_s[0] == pytest.approx(cost.time_s, rel=1e-3)

@@ -18,6 +18,7 @@ from meshwright.plans.plan import JobSpec, Precision
 from meshwright.solvers.operator_search import OperatorLevel
 from meshwright.solvers.operators import OperatorProblem
 from meshwright.solvers.planner import make_context
+from meshwright.solvers.portfolio import run_portfolio
 from meshwright.spmd.nodes import ShardedPhase
 from tests.cost.graphs import zoo
 from tests.solvers.operator_problems import context_of, solved, with_tp
@@ -159,7 +160,8 @@ def test_fused_qkv_is_cut_by_heads_without_communication() -> None:
     found = solved(context, with_tp(4), without=NO_TOKENS)
 
     assert {4} == set(found.parameter_ways().values())
-    assert {"all_reduce": 1} == found.collectives(0, FORWARD)
+    # Only the output projection's partial sums are reduced.
+    assert 1 == sum(found.collectives(0, FORWARD).values())
     (stored,) = {
         found.sharded.layouts[found.sharded.inputs[item.value]]
         for item in graph.parameters
@@ -170,26 +172,23 @@ def test_fused_qkv_is_cut_by_heads_without_communication() -> None:
 
 
 def test_what_fits_one_device_is_replicated() -> None:
-    """Plain data parallelism, from operators alone, within 1 % of the best."""
+    """Nothing that operators alone can do is worth leaving plain data parallelism for."""
     context = context_of("resnet-50", 512, "8xa100", "float32")
-    result = OperatorLevel().propose(context)
+    result = run_portfolio(context, (OperatorLevel(),), top=1)
 
-    best = result.candidates[0].time_s
-    assert any(
-        (8, 1, 0) == (c.plan.mesh.data_parallel, c.plan.mesh.tp, c.plan.segments[0].zero_stage)
-        for c in result.candidates
-        if c.time_s <= 1.01 * best
-    )
+    mesh = result.winner.plan.mesh
+    assert (8, 1, 1) == (mesh.data_parallel, mesh.tp, mesh.dp_shard)
+    assert "fits one device" in result.reason
 
 
 def test_zero_3_when_only_that_fits() -> None:
-    """Sixteen bytes a parameter on every device are too many; an eighth of them fits."""
-    reference = "gpt2?num_layers=4&hidden=512&num_heads=8&vocab_size=4096&seq_len=128"
+    """With ZeRO 2 a device holds 3.75 of 16 bytes a parameter, with ZeRO 3 it holds 2."""
+    reference = "gpt2?num_layers=8&hidden=1024&num_heads=8&vocab_size=4096&seq_len=128"
     roomy = context_of(reference, 64, "8xa100")
     state_bytes = 16 * roomy.model.analysis.graph.num_parameters
     cluster = parse_cluster("8xa100")
     hosts = tuple(
-        replace(host, device=replace(host.device, memory_bytes=int(0.6 * state_bytes)))
+        replace(host, device=replace(host.device, memory_bytes=int(0.25 * state_bytes)))
         for host in cluster.hosts
     )
     context = make_context(
@@ -207,15 +206,12 @@ def test_zero_3_when_only_that_fits() -> None:
 
 
 def test_two_axes_at_once() -> None:
-    """Heads on ``tp``, tokens on ``cp``: each operator's share on both is one choice."""
+    """Tokens on ``cp``, tensors on ``tp``: what an operator does on both is one choice."""
+    context = context_of(GPT.replace("num_layers=2", "num_layers=1"), 8, "8xh100")
     found = solved(
-        context_of(GPT, 8, "8xh100"),
-        with_tp(2, cp=2, num_microbatches=4),
-        without=NO_BATCH,
-        lean=0.05,
+        context, with_tp(2, cp=2, num_microbatches=4), without=NO_BATCH | {"hidden", "inner2"}
     )
 
-    assert 4 == found.problem.graph.axis_sizes["tp"] * found.problem.graph.axis_sizes["cp"]
     assert any(
         {"tp", "cp"} == {axis for axis, _ in node.choices[pick].labels}
         for node, pick in zip(found.problem.graph.nodes, found.choice.picks, strict=True)

@@ -20,6 +20,7 @@ from meshwright.spmd.schedule import (
     group_order,
     in_flight,
     num_in_flight,
+    peaks_in_flight,
 )
 
 GPIPE, ONE_F_ONE_B, INTERLEAVED, ZB_H1 = (
@@ -212,6 +213,20 @@ def test_the_check_above_sees_deadlocks() -> None:
     ]
 
     assert not runs_to_the_end(crossed, chain(2))
+
+
+@pytest.mark.parametrize("schedule", list(ScheduleName))
+@pytest.mark.parametrize(("groups", "count"), [(2, 2), (2, 4), (4, 4), (4, 100), (3, 300)])
+def test_peaks_of_many_micro_batches_are_those_of_some(
+    schedule: ScheduleName, groups: int, count: int
+) -> None:
+    stages = 3 * groups if schedule is INTERLEAVED else groups
+    found = peaks_in_flight(
+        schedule, num_groups=groups, num_microbatches=count, stage_inputs=chain(stages)
+    )
+
+    every = [flights(schedule, group, groups, count, stages) for group in range(groups)]
+    assert [set(moments) for moments in every] == [set(moments) for moments in found]
 
 
 def test_refuses_what_the_schedule_cannot_do() -> None:
