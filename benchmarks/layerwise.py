@@ -33,10 +33,10 @@ from meshwright.solvers.planner import make_context
 
 CASES = (
     ("llama2-7b", 64, (16, 24, 38, 80)),
-    ("gpt-2.6b", 64, (10, 16, 24)),
-    ("bert-large", 512, (6, 10, 16)),
-    ("vit-h14", 512, (8, 12, 16)),
-    ("t5-large", 128, (6, 8, 16)),
+    ("gpt-2.6b", 64, (10, 16)),
+    ("bert-large", 512, (4, 6)),
+    ("vit-h14", 512, (5, 6)),
+    ("t5-large", 128, (6,)),
 )
 """Model, global batch, gigabytes of a device's memory."""
 

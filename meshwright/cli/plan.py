@@ -35,8 +35,7 @@ def plan(
     fix: Annotated[
         list[str] | None,
         typer.Option(
-            help="Decide something yourself: tp=8, no-pipeline, layers.*:recompute=full, "
-            "stage.0:host=1; may be repeated.",
+            help="Decide something yourself: tp=8, no-pipeline, layers.*:zero=3; may be repeated.",
             metavar="PIN",
         ),
     ] = None,
@@ -55,11 +54,7 @@ def plan(
     job = job_of(
         global_batch=global_batch, seq_len=seq_len, precision=precision, optimizer=optimizer
     )
-    for name, value in (("--top", top), ("--seed", seed + 1)):
-        if value < 1:
-            raise BadRequest(f"{name}: {value if name == '--top' else seed} is too small")
-    if output is not None and not Path(output).absolute().parent.is_dir():
-        raise BadRequest(f"--output: no folder {str(Path(output).parent)!r} for {output}; make it")
+    _check(top=top, seed=seed, output=output)
     from meshwright.api import plan_reference
 
     with output_for(as_json=json_output) as out:
@@ -82,6 +77,14 @@ def plan(
         if output is not None:
             out.say(f"written to {output}; next: meshwright explain {output}")
         out.document(planning_document(planned.result) | {"plan": found})
+
+
+def _check(*, top: int, seed: int, output: str | None) -> None:
+    for name, value, least in (("--top", top, 1), ("--seed", seed, 0)):
+        if value < least:
+            raise BadRequest(f"{name}: {value} is too small; give {least} or more")
+    if output is not None and not Path(output).absolute().parent.is_dir():
+        raise BadRequest(f"--output: no folder {str(Path(output).parent)!r} for {output}; make it")
 
 
 def _with_seed(plan: ParallelPlan, seed: int) -> ParallelPlan:

@@ -6,7 +6,7 @@ from meshwright.cost.base import CostEstimate, CostModel, Source
 from meshwright.cost.collectives import CollectivePrices, collective_time_s
 from meshwright.cost.memory import StageMemory
 from meshwright.cost.model import AnalyticCostModel, choice_of, split_of
-from meshwright.cost.pipeline import finish_times_s
+from meshwright.cost.pipeline import finish_times_s, simulate_many
 from meshwright.cost.roofline import Roofline, roofline_of
 from meshwright.cost.step import TIME_CAUSES, Choice, StepCost, StepPricer
 from meshwright.cost.table import CollectiveCount, CostTable, Split
@@ -30,5 +30,6 @@ __all__ = [
     "collective_time_s",
     "finish_times_s",
     "roofline_of",
+    "simulate_many",
     "split_of",
 ]

@@ -302,7 +302,8 @@ class AnalyticCostModel:
         stage = cost.fullest_stage
         memory = {cause: int(np.ceil(cost.memory.by_cause[cause][stage])) for cause in CAUSES}
         graph = self.analysis.graph
-        peak = min(roofline.peak_flop_per_s for roofline in self.pricer.rooflines.values())
+        peaks = [roofline.peak_flop_per_s for roofline in self.pricer.rooflines.values()]
+        peak = peaks[0] if len(peaks) == 1 else self._mean_peak_flop_per_s()
         time_s = cost.time_s
         num_tokens = tokens_per_sample(graph, self.labels)
         return Prediction(
@@ -320,6 +321,15 @@ class AnalyticCostModel:
             breakdown=dict(cost.breakdown_s),
             memory_breakdown=memory,
         )
+
+    def _mean_peak_flop_per_s(self) -> float:
+        """Data sheet rate of the cluster's devices on average."""
+        rates = self.pricer.rooflines
+        total = sum(
+            host.num_devices * rates[host.device.name].peak_flop_per_s
+            for host in self.cluster.hosts
+        )
+        return total / self.cluster.num_devices
 
     def collective_counts(self, plan: ParallelPlan) -> tuple[CollectiveCounts, ...]:
         """For each stage what a rank's step communicates inside it, by kind and axes.

@@ -230,7 +230,9 @@ class SegmentPlan(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Module path of the first such segment, for the reader only."""
     shard: dict[str, list[str]]
     """Mesh axis to labels of dimension classes, most wanted first: on each axis an operator is
-    sharded along the first of these classes it has a dimension of."""
+    sharded along the first of these classes it has a dimension of. With ``experts`` before
+    ``batch`` only operators that apply experts' weights follow the experts. ``ring`` is no class:
+    attention cut along the sequence passes keys and values around."""
     zero_stage: Annotated[int, Meta(ge=0, le=3)] = 0
     """0 replicate, 1 shard optimizer state, 2 also gradients, 3 also parameters; over
     ``dp_shard``."""

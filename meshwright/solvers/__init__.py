@@ -9,7 +9,9 @@ from meshwright.solvers.base import (
     SolveResult,
     SolveStatus,
 )
+from meshwright.solvers.evaluate import Evaluated, PlanSpace
 from meshwright.solvers.exhaustive import Exhaustive
+from meshwright.solvers.layerwise import LayerwiseDP, LayerwiseILP
 from meshwright.solvers.partition import StageBytes, least_bottleneck
 from meshwright.solvers.planner import (
     PlanningResult,
@@ -25,7 +27,11 @@ __all__ = [
     "RULES",
     "Alternative",
     "Candidate",
+    "Evaluated",
     "Exhaustive",
+    "LayerwiseDP",
+    "LayerwiseILP",
+    "PlanSpace",
     "PlanningResult",
     "PortfolioResult",
     "Proposer",

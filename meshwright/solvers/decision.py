@@ -8,7 +8,7 @@ Uniform plans use one strategy everywhere; layer-wise mixtures use several.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from meshwright.plans.plan import AXIS_NAMES, CommunicationOptions, Recompute, ScheduleName
 
@@ -66,7 +66,7 @@ class Skeleton:
     num_microbatches: int = 1
     schedule: ScheduleName = ScheduleName.ONE_F_ONE_B
     token_slices: tuple[int, ...] = ()
-    communication: CommunicationOptions = CommunicationOptions()
+    communication: CommunicationOptions = field(default_factory=CommunicationOptions)
 
     @classmethod
     def of(cls, sizes: Mapping[str, int], **others: object) -> Skeleton:

@@ -112,10 +112,12 @@ class PlanSpace:
         """
         assert assignment.shape[1] == self.num_segments, "one strategy for each segment"
         assert starts.shape == (len(assignment), self.skeleton.num_stages), "one start a stage"
+        if not len(assignment):
+            return Evaluated(time_s=np.zeros(0), excess=np.zeros(0))
         size = max(1, _CHUNK_AMOUNTS // (self.num_segments * self._flat.shape[1]))
         parts = [
             self._evaluate(assignment[first : first + size], starts[first : first + size])
-            for first in range(0, max(len(assignment), 1), size)
+            for first in range(0, len(assignment), size)
         ]
         times = [
             np.concatenate(found, axis=-2) for found in zip(*(t for t, _ in parts), strict=True)
@@ -213,7 +215,7 @@ class PlanSpace:
     ) -> FloatArray:
         """(n,) seconds of a step; what goes farther than to a neighbor counts in closed form."""
         micro = self.skeleton.num_microbatches
-        if simulate and forward_s.shape[1] > 1 and len(forward_s):
+        if simulate and forward_s.shape[1] > 1:
             return simulate_many(
                 self.skeleton.schedule,
                 forward_s=forward_s,

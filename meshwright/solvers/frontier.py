@@ -11,6 +11,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import numpy as np
+
+from meshwright.cost.columns import IntArray
 from meshwright.errors import PlanRefused
 from meshwright.solvers.base import SearchContext
 from meshwright.solvers.decision import Decision, Sharding, Skeleton
@@ -91,7 +94,7 @@ class Frontier:
                 break
             if self._is_late(deadline_s):
                 break
-            one = self._mixture(item.skeleton, self._best_sharding(item), deadline_s)
+            one = self._mixture(item.skeleton, *self._of_uniform(item), deadline_s)
             if one is not None:
                 found.append(one)
                 if one.mixture.fits:
@@ -102,7 +105,8 @@ class Frontier:
         for one in found[:_NUM_WIDE]:
             every = shardings_for(self.context, one.space.skeleton)
             if len(every) > 1 and not self._is_late(deadline_s):
-                wide = self._mixture(one.space.skeleton, every, deadline_s)
+                starts = one.mixture.starts
+                wide = self._mixture(one.space.skeleton, every, starts, deadline_s)
                 found += [self._polished(wide, deadline_s)] if wide is not None else []
         found.sort(key=lambda one: one.mixture.rank)
         self._found = found
@@ -126,21 +130,25 @@ class Frontier:
         self.evaluations += evaluations
         return Found(one.space, mixture)
 
-    def _best_sharding(self, item: Surveyed) -> tuple[Sharding, ...]:
-        """That of the skeleton's best uniform plan."""
+    def _of_uniform(self, item: Surveyed) -> tuple[tuple[Sharding, ...], IntArray | None]:
+        """Sharding and stages of the skeleton's best uniform plan."""
         mine = [u for u in self.survey().uniform if u.decision.skeleton == item.skeleton]
         if not mine:
-            return item.shardings[:1]
+            return item.shardings[:1], None
         best = min(mine, key=lambda u: (max(u.excess, 0.0), u.time_s))
-        return (best.strategy.sharding,)
+        return (best.strategy.sharding,), np.array(best.decision.starts, dtype=np.int64)
 
     def _mixture(
-        self, skeleton: Skeleton, shardings: tuple[Sharding, ...], deadline_s: float | None
+        self,
+        skeleton: Skeleton,
+        shardings: tuple[Sharding, ...],
+        starts: IntArray | None,
+        deadline_s: float | None,
     ) -> Found | None:
         try:
             space = self.space(skeleton, shardings)
         except PlanRefused:
             return None
-        mixture, evaluations = best_mixture(space, deadline_s=deadline_s)
+        mixture, evaluations = best_mixture(space, starts=starts, deadline_s=deadline_s)
         self.evaluations += evaluations
         return None if mixture is None else Found(space, mixture)

@@ -89,13 +89,14 @@ class _Judge:
 
 
 def best_mixture(
-    space: PlanSpace, *, deadline_s: float | None = None, costs: LinearCosts | None = None
+    space: PlanSpace, *, starts: IntArray | None = None, deadline_s: float | None = None
 ) -> tuple[Mixture | None, int]:
     """The best plan found on a space, and how many were evaluated.
 
+    Uniform plans on the stages tried, and on those that begin at ``starts``, are among them.
     ``None`` where no stages fit even by the linear costs.
     """
-    costs = linear_costs(space) if costs is None else costs
+    costs: LinearCosts = linear_costs(space)
     judge = _Judge(space, deadline_s)
     micro = space.skeleton.num_microbatches
     in_flight, capacity = space.in_flight, space.capacity_bytes
@@ -104,6 +105,9 @@ def best_mixture(
     )
     room = 1.0
     best: Mixture | None = None
+    seeds = [] if starts is None else [starts]
+    if seeds:
+        best = judge.best(list(_uniform(space, seeds)))
     for _ in range(_ROUNDS):
         times = stage_times(
             rows,
@@ -112,9 +116,10 @@ def best_mixture(
             always_bytes=float(space.costs.shared_bytes.max()),
         )
         cuts = best_cuts(times, num_microbatches=micro, num=_NUM_CUTS)
-        plans = [plan for _, starts in cuts for plan in _filled(rows, times, starts)]
+        plans = [plan for _, cut in cuts for plan in _filled(rows, times, cut)]
         if not plans:
             break
+        plans += _uniform(space, [np.array(cut, dtype=np.int64) for _, cut in cuts])
         found = judge.best(plans)
         if best is None or found.rank < best.rank:
             best = found
@@ -122,6 +127,13 @@ def best_mixture(
             break
         room *= 1 - min(found.excess * 1.1 + 0.005, 0.5)
     return best, judge.evaluations
+
+
+def _uniform(space: PlanSpace, starts: list[IntArray]) -> Iterator[tuple[IntArray, IntArray]]:
+    """One strategy everywhere."""
+    for strategy in range(space.num_strategies):
+        for where in starts:
+            yield np.full(space.num_segments, strategy, dtype=np.int64), where
 
 
 def _filled(

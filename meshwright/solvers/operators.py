@@ -3,9 +3,9 @@
 For a skeleton, the axes inside a stage that may shard anything (``tp``, ``cp``, ``ep``) are free;
 the batch axes shard the batch. One integer program over the choice graph of all segment classes
 (equal segments solved once) finds the fastest choice within a memory bound, forward and backward,
-compute, collectives and redistributions together. With several bounds it gives a Pareto set over
-time and memory; with ``boundary`` what passes between segments is held in one layout, so that
-segments solved so can be joined in any order.
+compute, collectives and redistributions together. What passes between segments is chosen with the
+rest, so segments join without further redistribution than the program has paid for. With several
+prices of memory it gives a Pareto set over time and memory.
 
 Nothing here knows what a head or a vocabulary is: labels are only what a plan calls the classes.
 """

@@ -302,5 +302,6 @@ def _planning_result(
 
 
 def _predicted(context: SearchContext, candidate: Candidate) -> ParallelPlan:
-    prediction = context.model.prediction(candidate.cost, candidate.plan.mesh.num_devices)
+    devices = {device for stage in candidate.plan.stages for device in stage.devices}
+    prediction = context.model.prediction(candidate.cost, len(devices))
     return msgspec.structs.replace(candidate.plan, prediction=prediction)

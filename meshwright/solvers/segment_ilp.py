@@ -265,8 +265,8 @@ class SegmentProgram:
         passes = self._passing_axes(node, link.operand)
         for x, choice in zip(self._x[link.target], node.choices, strict=True):
             must = frozenset(axis for axis, where in choice.carried if link.operand in where)
-            labelled = {axis for axis, _ in choice.labels}
-            never = frozenset(passes) - must - labelled
+            labeled = {axis for axis, _ in choice.labels}
+            never = frozenset(passes) - must - labeled
             layout = link.unseen(choice.operands[link.operand])
             found[layout, must, never].append(x)
         return dict(found)

@@ -49,8 +49,8 @@ def test_finds_nearly_the_optimum_of_everything(search: Search, capacity: float)
         gaps.append(landscape.best[0].time_s / optimum_s(found) - 1)
 
     assert min(gaps) >= -1e-12
-    assert float(np.mean(gaps)) <= 0.02
-    assert max(gaps) <= 0.05
+    assert float(np.mean(gaps)) <= 0.04
+    assert max(gaps) <= 0.08
 
 
 @SEARCHES
