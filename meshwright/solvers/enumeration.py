@@ -186,7 +186,7 @@ def _with_schedules(
             continue
         for schedule in schedules:
             variant = replace(skeleton, schedule=schedule)
-            if context.allows(variant):
+            if context.allows(variant) and context.pins.allows_schedule(variant):
                 yield variant
 
 

@@ -108,11 +108,13 @@ class Pins:
         return all(have[axis] == size for axis, size in self.sizes)
 
     def allows_skeleton(self, skeleton: Skeleton) -> bool:
-        """Whether plans on the skeleton can respect the pins."""
+        """Whether plans on the skeleton can respect the pins, under some schedule."""
         if not self.allows_sizes(skeleton.sizes, num_stages=skeleton.num_stages):
             return False
-        if self.num_microbatches not in (None, skeleton.num_microbatches):
-            return False
+        return self.num_microbatches in (None, skeleton.num_microbatches)
+
+    def allows_schedule(self, skeleton: Skeleton) -> bool:
+        """Whether the skeleton's schedule is the one pinned."""
         return skeleton.num_stages == 1 or self.schedule in (None, skeleton.schedule)
 
     def allows_strategy(self, strategy: Strategy) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from meshwright.errors import NoFeasiblePlan
 from meshwright.plans.plan import ParallelPlan, Recompute
 from meshwright.solvers.base import Candidate, Proposer, SearchContext, SolveResult, SolveStatus
+from meshwright.solvers.pinned import guilty_pin, respecting
 from meshwright.solvers.rules import RULES
 from meshwright.units import format_bytes, format_seconds
 
@@ -29,6 +30,9 @@ would run without us, and ``AnalyticCostModel`` states that a step may take 0.8 
 it cannot tell apart plans that are nearer."""
 
 _BASELINES = frozenset(rule.name for rule in RULES)
+
+_QUICK = _BASELINES | {"exhaustive"}
+"""Proposers asked again to find out which pin leaves no plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +75,7 @@ def run_portfolio(
     for proposer in proposers:
         context.report(f"asking {proposer.name}")
         results.append(proposer.propose(context, deadline_s))
-    everything = _distinct(results)
+    everything = respecting(context, _distinct(results))
     fitting = sorted(
         (c for c in everything if c.cost.fits), key=lambda c: (c.time_s, _complexity(c.plan))
     )
@@ -79,6 +83,8 @@ def run_portfolio(
     if not feasible:
         if fitting:
             raise NoFeasiblePlan(_nothing_runs(context, fitting[0]))
+        if context.pins.texts:
+            raise NoFeasiblePlan(_pins_leave_nothing(context, proposers, everything))
         raise NoFeasiblePlan(_nothing_fits(context, everything, results))
     limit_s = feasible[0].time_s * (1 + _TIE)
     plain_limit_s = feasible[0].time_s * (1 + _PLAIN_MARGIN)
@@ -185,11 +191,35 @@ def _reason(candidate: Candidate, winner: Candidate) -> str:
     return f"slower by {ratio - 1:.1%}, most of it {cause} (+{more})"
 
 
+def _pins_leave_nothing(
+    context: SearchContext, proposers: Sequence[Proposer], everything: Sequence[Candidate]
+) -> str:
+    """Which pin to give up."""
+
+    def has_plan(other: SearchContext) -> bool:
+        results = [proposer.propose(other) for proposer in proposers if proposer.name in _QUICK]
+        found = respecting(other, _distinct(results))
+        return any(c.cost.fits and (other.allow_unrunnable or not c.plan.unrunnable) for c in found)
+
+    pinned = " ".join(context.pins.texts)
+    where = f"{context.cluster.num_devices} devices of {context.cluster_name}"
+    why = "what respects them does not fit" if everything else "no way of sharding respects them"
+    guilty = guilty_pin(context, has_plan)
+    advice = (
+        f"without {' or without '.join(guilty)} there is a plan"
+        if guilty
+        else "leaving out one of them does not help; leave out several, or use more devices"
+    )
+    return (
+        f"{context.reference.reference}: pins {pinned} leave no plan for {where}: {why}; {advice}"
+    )
+
+
 def _nothing_runs(context: SearchContext, candidate: Candidate) -> str:
     return (
         f"{context.reference.reference}: what fits {context.cluster.num_devices} devices of "
         f"{context.cluster_name} cannot run yet ({candidate.plan.unrunnable[0]}); use more or "
-        "larger devices, or allow plans that cannot run"
+        "larger devices, or --allow-unrunnable"
     )
 
 

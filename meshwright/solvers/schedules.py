@@ -34,11 +34,11 @@ def with_schedules(context: SearchContext, decision: Decision) -> Iterator[Decis
         yield decision
         return
     found = [_with(decision, schedule) for schedule in reversed(RUNNABLE_SCHEDULES)]
-    if context.allow_unrunnable:
+    if context.allow_unrunnable or context.pins.schedule not in (None, *RUNNABLE_SCHEDULES):
         found += [_with(decision, ScheduleName.ZB_H1), *_interleaved(context, decision)]
         found += _in_slices(context, _with(decision, ScheduleName.ONE_F_ONE_B))
     for variant in found:
-        if context.allows(variant.skeleton):
+        if context.pins.allows_schedule(variant.skeleton):
             yield variant
 
 
