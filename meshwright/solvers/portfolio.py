@@ -91,7 +91,9 @@ def run_portfolio(
     plain = [c for c in feasible if _is_plain(c.plan) and c.time_s <= plain_limit_s]
     winner = min(
         plain or [c for c in feasible if c.time_s <= limit_s],
-        key=lambda c: (c.time_s,) if plain else (*_complexity(c.plan), c.time_s),
+        key=lambda c: (
+            (-c.plan.mesh.num_devices, c.time_s) if plain else (*_complexity(c.plan), c.time_s)
+        ),
     )
     others = [c for c in fitting if c is not winner][: max(top - 1, 0)]
     shown = {id(c) for c in (winner, *others)}

@@ -55,12 +55,13 @@ def meshwright(
 
 @pytest.fixture(scope="session")
 def plan_text_of_tiny_mlp() -> str:
-    """A plan of a small model on ``cpu:4``, as text."""
+    """A plan of a small model on all of ``cpu:4``, as text."""
     from meshwright.api import plan_reference
     from meshwright.plans import JobSpec, plan_text
 
     job = JobSpec(global_batch=16)
-    return plan_text(plan_reference("tiny-mlp", cluster="cpu:4", job=job).result.plan)
+    planned = plan_reference("tiny-mlp", cluster="cpu:4", job=job, fix=["dp=4"])
+    return plan_text(planned.result.plan)
 
 
 @pytest.fixture
