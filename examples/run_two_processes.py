@@ -29,7 +29,7 @@ def train() -> None:
     model = Classifier()
     batch = (torch.randn(16, 32), torch.randint(10, (16,)))
     job = meshwright.JobSpec(global_batch=16)
-    plan = meshwright.plan(model, batch, cluster="cpu:2", job=job)
+    plan = meshwright.plan(model, batch, cluster="cpu:2", job=job, fix=["dp=2"])
     with meshwright.parallelize(model, plan, batch) as parallel:
         losses = [float(parallel.step(batch)) for _ in range(3)]
         state = parallel.state_dict()

@@ -28,6 +28,8 @@ def explain(plan: PlanArgument, json_output: JsonOption = False) -> None:
             cluster=stored.cluster,
             job=stored.job,
             level="O2" if stored.provenance.level == "O2" else "O1",
+            fix=stored.provenance.pins,
+            seed=stored.provenance.seed,
             progress=out.progress,
         )
         result = planned.result

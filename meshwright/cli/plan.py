@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from meshwright.cli.options import JsonOption, job_of, parse_duration_s, parse_level
 from meshwright.cli.output import Output, output_for
 from meshwright.errors import BadRequest
-from meshwright.plans import OptimizerName, ParallelPlan, Precision, write_plan
+from meshwright.plans import OptimizerName, Precision, write_plan
 
 __all__ = ["plan", "planning_document", "show_plan"]
 
@@ -70,13 +69,13 @@ def plan(
             seed=seed,
             progress=out.progress,
         )
-        found = _with_seed(planned.result.plan, seed)
+        found = planned.result.plan
         if output is not None:
             write_plan(found, output)
         show_plan(out, planned.result)
         if output is not None:
             out.say(f"written to {output}; next: meshwright explain {output}")
-        out.document(planning_document(planned.result) | {"plan": found})
+        out.document(planning_document(planned.result))
 
 
 def _check(*, top: int, seed: int, output: str | None) -> None:
@@ -85,11 +84,6 @@ def _check(*, top: int, seed: int, output: str | None) -> None:
             raise BadRequest(f"{name}: {value} is too small; give {least} or more")
     if output is not None and not Path(output).absolute().parent.is_dir():
         raise BadRequest(f"--output: no folder {str(Path(output).parent)!r} for {output}; make it")
-
-
-def _with_seed(plan: ParallelPlan, seed: int) -> ParallelPlan:
-    provenance = msgspec.structs.replace(plan.provenance, seed=seed)
-    return msgspec.structs.replace(plan, provenance=provenance)
 
 
 def show_plan(out: Output, result: Any, *, top: int | None = None) -> None:

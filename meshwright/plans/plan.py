@@ -354,6 +354,8 @@ class Provenance(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     level: str
     """``O1``, ``O2`` or ``manual``."""
     seed: int = 0
+    pins: list[str] = []
+    """What the user had decided, as ``plan --fix`` takes it."""
     torch_version: str = ""
     created_utc: str = ""
 

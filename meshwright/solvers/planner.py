@@ -304,4 +304,7 @@ def _planning_result(
 def _predicted(context: SearchContext, candidate: Candidate) -> ParallelPlan:
     devices = {device for stage in candidate.plan.stages for device in stage.devices}
     prediction = context.model.prediction(candidate.cost, len(devices))
-    return msgspec.structs.replace(candidate.plan, prediction=prediction)
+    provenance = msgspec.structs.replace(
+        candidate.plan.provenance, pins=list(context.pins.texts), seed=context.seed
+    )
+    return msgspec.structs.replace(candidate.plan, prediction=prediction, provenance=provenance)

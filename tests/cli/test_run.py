@@ -164,7 +164,7 @@ def test_demo_goes_all_the_way(
     summary = (tmp_path / "demo" / "README.md").read_text()
     assert "## A little model" in summary
     assert "## tiny-gpt on 8xh100" in summary
-    assert read_plan(tmp_path / "demo" / "little-chosen.plan.json").mesh.num_devices == 2
+    assert read_plan(tmp_path / "demo" / "little-chosen.plan.json").model.reference == "tiny-mlp"
     records, problems = RecordStore(tmp_path / "demo" / "records").read()
     assert [] == problems
     assert len(reports) == len([record for record in records if record.kind == "step_time"])
