@@ -245,8 +245,9 @@ def report(rows: Sequence[dict[str, Any]], command: str) -> str:
         "| --- | --- | --- | --- | --- | --- |",
         _gap_row("-O2", gaps),
         "",
-        "A negative gap: -O2 also mixes strategies inside a segment class and knows more schedules "
-        "than the enumeration; it counts as 0 in the mean.",
+        "A negative gap: -O2 also mixes strategies inside a segment class, shards single "
+        "operators, has unequal stages and knows more schedules than the enumeration; it counts "
+        "as 0 in the mean.",
         "",
         *_grouped(kept),
         "",

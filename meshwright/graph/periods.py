@@ -204,7 +204,7 @@ class _Labels:
         self.num_slots = [0] * len(runs)
 
     def put(self, number: int, matrix: IntArray) -> bool:
-        """Label the items of ``matrix`` (repeating units, slots); whether none was labelled."""
+        """Label the items of ``matrix`` (repeating units, slots); whether none was labeled."""
         rows, slots = matrix.shape
         fresh = bool((self.run[matrix] < 0).all()) and len(np.unique(matrix)) == matrix.size
         self.run[matrix] = number
