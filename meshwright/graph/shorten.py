@@ -69,43 +69,43 @@ class Short:
 
     def whole_analysis(self, analysis: FactorAnalysis, graph: OpGraph) -> FactorAnalysis:
         """The analysis of the deep ``graph`` that follows from that of the short one."""
-        ops, values = self.ops.source.tolist(), self.values.source.tolist()
-        return replace(
-            analysis,
-            graph=graph,
-            rules=tuple(map(analysis.rules.__getitem__, ops)),
-            leaf_factors=tuple(map(analysis.leaf_factors.__getitem__, ops)),
-            value_dims=tuple(map(analysis.value_dims.__getitem__, values)),
-        )
+        return _picked_analysis(analysis, graph, self.ops.source, self.values.source)
 
     def whole_labels(self, labels: DimensionLabels) -> DimensionLabels:
         """The labels of the deep graph that follow from those of the short one."""
-        experts = np.isin(self.ops.source, sorted(labels.expert_operators))
-        return replace(
-            labels,
-            by_segment=tuple(map(labels.by_segment.__getitem__, self.segments.source.tolist())),
-            expert_operators=frozenset(np.flatnonzero(experts).tolist()),
-        )
+        return _picked_labels(labels, self.segments.source, self.ops.source)
 
     def own_analysis(self, whole: FactorAnalysis) -> FactorAnalysis:
         """The part of the deep graph's analysis that is about the short one."""
-        ops, values = self.ops.kept.tolist(), self.values.kept.tolist()
-        return replace(
-            whole,
-            graph=self.graph,
-            rules=tuple(map(whole.rules.__getitem__, ops)),
-            leaf_factors=tuple(map(whole.leaf_factors.__getitem__, ops)),
-            value_dims=tuple(map(whole.value_dims.__getitem__, values)),
-        )
+        return _picked_analysis(whole, self.graph, self.ops.kept, self.values.kept)
 
     def own_labels(self, whole: DimensionLabels) -> DimensionLabels:
         """The part of the deep graph's labels that is about the short one."""
-        experts = np.isin(self.ops.kept, sorted(whole.expert_operators))
-        return replace(
-            whole,
-            by_segment=tuple(map(whole.by_segment.__getitem__, self.segments.kept.tolist())),
-            expert_operators=frozenset(np.flatnonzero(experts).tolist()),
-        )
+        return _picked_labels(whole, self.segments.kept, self.ops.kept)
+
+
+def _picked_analysis(
+    analysis: FactorAnalysis, graph: OpGraph, ops: IntArray, values: IntArray
+) -> FactorAnalysis:
+    """The analysis of ``graph``, whose operators and values are those picked from another's."""
+    picked = ops.tolist()
+    return replace(
+        analysis,
+        graph=graph,
+        rules=tuple(map(analysis.rules.__getitem__, picked)),
+        leaf_factors=tuple(map(analysis.leaf_factors.__getitem__, picked)),
+        value_dims=tuple(map(analysis.value_dims.__getitem__, values.tolist())),
+    )
+
+
+def _picked_labels(labels: DimensionLabels, segments: IntArray, ops: IntArray) -> DimensionLabels:
+    """Labels of the picked segments and operators."""
+    experts = np.isin(ops, sorted(labels.expert_operators))
+    return replace(
+        labels,
+        by_segment=tuple(map(labels.by_segment.__getitem__, segments.tolist())),
+        expert_operators=frozenset(np.flatnonzero(experts).tolist()),
+    )
 
 
 def shortened(

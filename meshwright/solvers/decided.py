@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import groupby
 
 from meshwright import __version__
 from meshwright.graph.dimensions import BATCH
@@ -15,10 +14,10 @@ from meshwright.plans.plan import (
     Stage,
 )
 from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decision import Decision, Strategy
+from meshwright.solvers.decision import Decision, Strategy, runs_of
 from meshwright.solvers.space import torch_version
 
-__all__ = ["decided_plan", "runs_of"]
+__all__ = ["decided_plan"]
 
 _DATA_AXES = ("dp_replicate", "dp_shard")
 
@@ -103,12 +102,3 @@ def _entry(
         operators=strategy.sharding.operators_of(segment_class),
         offload=strategy.offload,
     )
-
-
-def runs_of(numbers: list[int]) -> list[tuple[int, int]]:
-    """Ascending numbers as runs, first and last."""
-    found = []
-    for _, group in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
-        run = [number for _, number in group]
-        found.append((run[0], run[-1]))
-    return found

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from meshwright.plans.plan import AXIS_NAMES, CommunicationOptions, Recompute, ScheduleName
 
-__all__ = ["Decision", "Sharding", "Skeleton", "Strategy"]
+__all__ = ["Decision", "Sharding", "Skeleton", "Strategy", "runs_of"]
 
 Labels = tuple[tuple[str, tuple[str, ...]], ...]
 """Mesh axis to the labels it shards, most wanted first; axes in order of ``AXIS_NAMES``."""
@@ -97,3 +98,12 @@ class Decision:
     """First segment of each stage, ascending from 0."""
     strategies: tuple[Strategy, ...]
     """One for each segment."""
+
+
+def runs_of(numbers: list[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as runs, first and last."""
+    found = []
+    for _, group in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
+        run = [number for _, number in group]
+        found.append((run[0], run[-1]))
+    return found

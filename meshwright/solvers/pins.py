@@ -34,7 +34,7 @@ from meshwright.plans.plan import (
     ScheduleName,
     SegmentPlan,
 )
-from meshwright.solvers.decision import Skeleton, Strategy
+from meshwright.solvers.decision import Skeleton, Strategy, runs_of
 
 __all__ = ["NO_PINS", "ModulePin", "Pins", "parse_pins"]
 
@@ -186,7 +186,7 @@ class Pins:
             msgspec.structs.replace(
                 segment,
                 name=names[numbers[0]],
-                at=None if classes.count(segment_class) == 1 else _runs(numbers),
+                at=None if classes.count(segment_class) == 1 else runs_of(numbers),
             )
             for (segment_class, _), (segment, numbers) in grouped.items()
         ]
@@ -344,14 +344,3 @@ def _matches(pattern: str, path: str) -> bool:
         elif not fnmatch.fnmatchcase(part, want):
             return False
     return True
-
-
-def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Ascending numbers as runs, first and last."""
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1] = (runs[-1][0], number)
-        else:
-            runs.append((number, number))
-    return runs

@@ -22,7 +22,7 @@ from meshwright.plans.plan import (
 )
 from meshwright.plans.runnable import unrunnable_reasons
 from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decided import runs_of
+from meshwright.solvers.decision import runs_of
 from meshwright.solvers.space import UniformChoice, shards_of, torch_version
 from meshwright.solvers.stage_options import Pool, StageOption
 
