@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meshwright.graph.dimensions import DimensionLabels
-from meshwright.graph.factors import FactorAnalysis, LeafFactor, Place
-from meshwright.graph.rules.base import Variant
+from meshwright.graph.factors import FactorAnalysis, Place
 from meshwright.graph.segments import Segmentation
-from meshwright.spmd.layout import MICRO, Layout
+from meshwright.spmd.layout import Layout
 
 __all__ = [
     "Carried",
@@ -22,7 +21,6 @@ __all__ = [
     "Link",
     "OpChoice",
     "Renaming",
-    "chosen_factors",
     "composed",
     "given_labels",
 ]
@@ -145,34 +143,6 @@ class ChoiceGraph:
     views: tuple[FollowingView, ...]
     leaving: tuple[tuple[int, int, float], ...]
     """``(node, result, occurrences)`` of what leaves the program whole: the loss, buffers."""
-
-
-def chosen_factors(
-    factors: Sequence[LeafFactor],
-    wanted: Mapping[str, Iterable[int]],
-    axes: Sequence[str],
-    sizes: Mapping[str, int],
-) -> dict[str, int]:
-    """For each axis the leaf factor it shards, by the rule of ``spmd.sharded``."""
-    left = [factor.size for factor in factors]
-    choice: dict[str, int] = {}
-    for axis in axes:
-        ways = sizes[axis]
-        for dimension_class in wanted.get(axis, ()):
-            able = [
-                index
-                for index, factor in enumerate(factors)
-                if factor.dimension_class == dimension_class
-                and not factor.fixed
-                and left[index] % ways == 0
-                and not (axis == MICRO and factor.variant == Variant.REDUCE_INSIDE)
-            ]
-            if able:
-                best = min(able, key=lambda index: (bool(factors[index].partial_results), index))
-                choice[axis] = best
-                left[best] //= ways
-                break
-    return choice
 
 
 def given_labels(axes: Sequence[str], labels: Sequence[str | None]) -> tuple[tuple[str, str], ...]:

@@ -32,11 +32,11 @@ from meshwright.solvers.choices import (
     Link,
     OpChoice,
     Renaming,
-    chosen_factors,
     composed,
     given_labels,
 )
 from meshwright.solvers.wiring import Wiring, wiring_of
+from meshwright.spmd.choose import chosen_factors, operand_layout, result_layout
 from meshwright.spmd.draws import check_draws
 from meshwright.spmd.layout import ALL_AXES, MICRO, Layout
 
@@ -334,33 +334,20 @@ class _Builder:
         factors = self.analysis.leaf_factors[op.index]
         passing = {**self._background_carried(op), **dict(carried)}
         choice = {axis: index for axis, index in choice.items() if axis not in passing}
-        operands = []
-        for position in range(len(op.inputs)):
-            shards: dict[Place, list[str]] = {}
-            partial = {axis: "sum" for axis, where in passing.items() if position in where}
-            for axis, index in choice.items():
-                place = factors[index].operands[position]
-                if place is not None:
-                    shards.setdefault(place, []).append(axis)
-                elif position in rule.additive and factors[index].partial_results:
-                    partial[axis] = "sum"
-            operands.append(Layout.of(shards, partial))
-        results: list[Layout | None] = []
-        for number, value in enumerate(op.outputs):
-            shards, partial = {}, dict.fromkeys(passing, "sum")
-            for axis, index in choice.items():
-                place = factors[index].results[number]
-                if place is not None:
-                    shards.setdefault(place, []).append(axis)
-                elif number in factors[index].partial_results:
-                    partial[axis] = factors[index].reduction
-            results.append(None if value is None else Layout.of(shards, partial))
+        operands = tuple(
+            operand_layout(position, rule, factors, choice, passing)
+            for position in range(len(op.inputs))
+        )
+        results = tuple(
+            None if value is None else result_layout(number, factors, choice, passing)
+            for number, value in enumerate(op.outputs)
+        )
         return OpChoice(
             labels=labels,
             factors=tuple(choice.items()),
             carried=carried,
-            operands=tuple(operands),
-            results=tuple(results),
+            operands=operands,
+            results=results,
         )
 
     def _background_carried(self, op: Op) -> dict[str, frozenset[int]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from meshwright.graph.opgraph import Op, OpGraph, OutputRole
 from meshwright.graph.segments import Segmentation
+from meshwright.spmd.terms import gradient_terms
 
 __all__ = ["Wiring", "wiring_of"]
 
@@ -61,45 +62,16 @@ def wiring_of(graph: OpGraph, segmentation: Segmentation) -> Wiring:
                 found = leaders[number_of[origin]].outputs[result]
             if found is not None:
                 producers[(*own, operand)][found] += 1
-    terms, sums = _terms(graph)
+    gradients = gradient_terms(graph)
+    value_of = {item.name: item.value for item in graph.parameters}
+    terms = {
+        value_of[output.name]: gradients.of_value[output.value]
+        for output in graph.outputs
+        if output.role == OutputRole.GRADIENT
+    }
     return Wiring(
         producers=dict(producers),
         copies={value: len(found) for value, found in copies.items()},
         terms=terms,
-        sums=sums,
-    )
-
-
-def _terms(graph: OpGraph) -> tuple[dict[int, tuple[int, ...]], frozenset[int]]:
-    """``Wiring.terms`` and ``Wiring.sums``."""
-    value_of = {item.name: item.value for item in graph.parameters}
-    makers = {value: op for op in graph.ops for value in op.results}
-    uses = Counter(value for op in graph.ops for value in op.inputs)
-    uses.update(output.value for output in graph.outputs)
-    terms: dict[int, tuple[int, ...]] = {}
-    sums: set[int] = set()
-    for output in graph.outputs:
-        if output.role != OutputRole.GRADIENT:
-            continue
-        found: list[int] = []
-        waiting = [output.value]
-        while waiting:
-            value = waiting.pop()
-            op = makers.get(value)
-            if op is not None and uses[value] == 1 and _adds_gradients(op):
-                sums.add(op.index)
-                waiting.extend(op.inputs)
-            else:
-                found.append(value)
-        terms[value_of[output.name]] = tuple(found)
-    return terms, frozenset(sums)
-
-
-def _adds_gradients(op: Op) -> bool:
-    """Whether autograd added here what two uses of one value contribute."""
-    return (
-        op.target == "aten.add.Tensor"
-        and op.forward_op is None
-        and len(op.inputs) == 2
-        and not op.kwargs
+        sums=gradients.additions,
     )

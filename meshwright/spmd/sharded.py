@@ -18,14 +18,14 @@ from meshwright.errors import PlanRefused
 from meshwright.graph.dimensions import DimensionLabels
 from meshwright.graph.factors import FactorAnalysis, LeafFactor
 from meshwright.graph.opgraph import GraphOutput, InputRole, Op, OutputRole, Phase
-from meshwright.graph.rules.base import Variant
 from meshwright.graph.segments import Segmentation
+from meshwright.spmd.choose import chosen_factors, operand_layout, result_layout
 from meshwright.spmd.draws import check_draws
 from meshwright.spmd.layout import ALL_AXES, MICRO, Layout
 from meshwright.spmd.nodes import ConvertNode, Node, OpNode, ShardedGraph, ShardedPhase
 from meshwright.spmd.redistribute import Step, StepKind, communicates_over_micro, plan_steps
 from meshwright.spmd.terms import gradient_terms
-from meshwright.spmd.wanted import Shard, fits, readers_of_parameter_views, wanted_classes
+from meshwright.spmd.wanted import Shard, readers_of_parameter_views, wanted_classes
 
 __all__ = ["ConvertNode", "Node", "OpNode", "ShardedGraph", "ShardedPhase", "shard_graph"]
 
@@ -221,24 +221,15 @@ class _Pass:
         rule = self.analysis.rules[op.index]
         operands = []
         for position, value in enumerate(op.inputs):
-            shards: dict[tuple[int, int], list[str]] = {}
-            partial = {axis: "sum" for axis, where in carried.items() if position in where}
-            for axis, index in choice.items():
-                place = factors[index].operands[position]
-                if place is not None:
-                    shards.setdefault(place, []).append(axis)
-                elif position in rule.additive and factors[index].partial_results:
-                    partial[axis] = "sum"
+            layout = operand_layout(position, rule, factors, choice, carried)
             if value in self.waiting_parameters:
                 self.waiting_parameters.discard(value)
-                stored = Layout.of({p: [a for a in x if a != MICRO] for p, x in shards.items()}, {})
+                stored = Layout.of(dict(layout.shards), {}).without(MICRO)
                 self.inputs[value] = self.current[value] = self._new(value, stored, -1)
             if position in rule.ignored:
                 operands.append(self._current(value))
             else:
-                operands.append(
-                    self._convert(value, Layout.of(shards, partial), segment, phase, op)
-                )
+                operands.append(self._convert(value, layout, segment, phase, op))
         results = tuple(
             None if value is None else self._result(value, number, factors, choice, carried)
             for number, value in enumerate(op.outputs)
@@ -262,15 +253,8 @@ class _Pass:
         choice: Mapping[str, int],
         carried: Mapping[str, frozenset[int]],
     ) -> int:
-        shards: dict[tuple[int, int], list[str]] = {}
-        partial = dict.fromkeys(carried, "sum")
-        for axis, index in choice.items():
-            place = factors[index].results[number]
-            if place is not None:
-                shards.setdefault(place, []).append(axis)
-            elif number in factors[index].partial_results:
-                partial[axis] = factors[index].reduction
-        self.current[value] = self._new(value, Layout.of(shards, partial), len(self.nodes))
+        layout = result_layout(number, factors, choice, carried)
+        self.current[value] = self._new(value, layout, len(self.nodes))
         return self.current[value]
 
     def _wanted_of(self, op: Op, segment: int) -> Mapping[str, Sequence[int]]:
@@ -289,26 +273,7 @@ class _Pass:
     def _choose(self, op: Op, wanted: Mapping[str, Sequence[int]]) -> dict[str, int]:
         """For each axis the leaf factor it shards."""
         factors = self.analysis.leaf_factors[op.index]
-        left = [factor.size for factor in factors]
-        choice: dict[str, int] = {}
-        for axis in self.axes:
-            ways = self.axis_sizes[axis]
-            for dimension_class in wanted.get(axis, ()):
-                able = [
-                    index
-                    for index, factor in enumerate(factors)
-                    if fits(factor, dimension_class)
-                    and factor.divides(left[index], ways)
-                    and not (axis == MICRO and factor.variant == Variant.REDUCE_INSIDE)
-                ]
-                if able:
-                    best = min(
-                        able, key=lambda index: (bool(factors[index].partial_results), index)
-                    )
-                    choice[axis] = best
-                    left[best] //= ways
-                    break
-        return choice
+        return chosen_factors(factors, wanted, self.axes, self.axis_sizes)
 
     def _carried_partials(self, op: Op, choice: Mapping[str, int]) -> dict[str, frozenset[int]]:
         """Axes over which partial operands stay partial through ``op``, and those operands."""
