@@ -107,6 +107,10 @@ class IntegerProgram:
         """Hold a variable at ``value``."""
         self._lower[variable] = self._upper[variable] = value
 
+    def release(self, variable: int, *, lower: float = 0.0, upper: float = 1.0) -> None:
+        """Undo ``fix``."""
+        self._lower[variable], self._upper[variable] = lower, upper
+
     def row(self, terms: Terms, *, lower: float = -math.inf, upper: float = math.inf) -> int:
         """A new row's number: ``lower <= sum of terms <= upper``."""
         self._row_start.append(len(self._index))

@@ -18,7 +18,7 @@ from meshwright.solvers.frontier import Found, Frontier
 from meshwright.solvers.mixture_ilp import integer_mixture
 from meshwright.solvers.schedules import with_schedules
 
-__all__ = ["LayerwiseDP", "LayerwiseILP"]
+__all__ = ["LayerwiseDP", "LayerwiseILP", "judged"]
 
 _NUM_JUDGED = 4
 """Mixtures priced exactly."""
@@ -52,7 +52,7 @@ class LayerwiseDP:
         narrow = _narrow(found)[:_NUM_JUDGED]
         wide = [one for one in found if one.mixture.fits and one not in narrow][:_NUM_JUDGED]
         decisions = [one.decision for one in (*narrow, *wide)]
-        candidates = _judged(context, decisions, self.name)
+        candidates = judged(context, decisions, self.name)
         status = SolveStatus.DONE if frontier.is_complete else SolveStatus.STOPPED
         return SolveResult(
             candidates=candidates,
@@ -98,7 +98,7 @@ class LayerwiseILP:
             decisions.append(one.space.decision(solved.mixture.assignment, solved.mixture.starts))
             gap = solved.mixture.time_s / solved.bound_s - 1 if solved.bound_s > 0 else 0.0
             notes[str(len(decisions))] = f"within {max(gap, 0.0):.2%} of the best on its stages"
-        candidates = _judged(context, decisions, self.name)
+        candidates = judged(context, decisions, self.name)
         status = SolveStatus.DONE if is_complete else SolveStatus.STOPPED
         return SolveResult(
             candidates=candidates,
@@ -114,9 +114,7 @@ def _narrow(found: list[Found]) -> list[Found]:
     return [one for one in found if len(one.space.costs.shardings) == 1 and one.mixture.fits]
 
 
-def _judged(
-    context: SearchContext, decisions: list[Decision], solver: str
-) -> tuple[Candidate, ...]:
+def judged(context: SearchContext, decisions: list[Decision], solver: str) -> tuple[Candidate, ...]:
     """Exactly priced, those that fit, fastest first."""
     found = []
     for decision in dict.fromkeys(decisions):

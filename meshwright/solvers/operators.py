@@ -5,7 +5,8 @@ the batch axes shard the batch. One integer program over the choice graph of all
 (equal segments solved once) finds the fastest choice within a memory bound, forward and backward,
 compute, collectives and redistributions together. What passes between segments is chosen with the
 rest, so segments join without further redistribution than the program has paid for. With several
-prices of memory it gives a Pareto set over time and memory.
+prices of memory, and what passes between segments held to one layout after the other, it gives a
+Pareto set over time, memory and boundary.
 
 Nothing here knows what a head or a vocabulary is: labels are only what a plan calls the classes.
 """
@@ -21,6 +22,7 @@ from meshwright.errors import PlanRefused
 from meshwright.graph.dimensions import BATCH
 from meshwright.plans.plan import Recompute
 from meshwright.solvers.base import SearchContext
+from meshwright.solvers.boundaries import Boundary, Labels, boundaries_of
 from meshwright.solvers.choices import ChoiceGraph
 from meshwright.solvers.decision import Sharding, Skeleton
 from meshwright.solvers.operator_labels import shardings_of_picks
@@ -123,23 +125,38 @@ class OperatorProblem:
         return self.program.solve_within(memory_bytes, time_limit_s=time_limit_s)
 
     def pareto(
-        self, *, at_most: int = 3, deadline_s: float | None = None
+        self, *, at_most: int = 3, deadline_s: float | None = None, boundary: Boundary | None = None
     ) -> tuple[GraphChoice, ...]:
         """Choices none of which is both faster and leaner than another, fastest first.
 
-        They lie on the lower convex hull of time over memory: each is the best at some price.
+        They lie on the lower convex hull of time over memory: each is the best at some price, of
+        all choices or of those with one ``boundary``.
         """
         found: list[GraphChoice] = []
+        allowed = {} if boundary is None else boundary.allowed
         price = 0.0
         for step in _PRICE_STEPS[:at_most]:
-            if deadline_s is not None and found and time.monotonic() > deadline_s:
+            if deadline_s is not None and time.monotonic() > deadline_s:
                 break
             if found:
                 price = step * found[0].step_s / found[0].memory_bytes
-            choice = self.program.solve(memory_price=price, time_limit_s=_left(deadline_s))
+            choice = self.program.solve(
+                memory_price=price, allowed=allowed, time_limit_s=_left(deadline_s)
+            )
             if choice is not None and choice.picks not in {other.picks for other in found}:
                 found.append(choice)
         return tuple(found)
+
+    def pareto_of_boundaries(
+        self, *, at_most: int = 2, deadline_s: float | None = None
+    ) -> dict[Labels, tuple[GraphChoice, ...]]:
+        """The Pareto set over time, memory and boundary: ``pareto`` for each boundary."""
+        found = {}
+        for boundary in boundaries_of(self.graph):
+            choices = self.pareto(at_most=at_most, deadline_s=deadline_s, boundary=boundary)
+            if choices:
+                found[boundary.labels] = choices
+        return found
 
     def plan(self, choice: GraphChoice, *, name: str = "ilp") -> OperatorPlan:
         """The choice as a plan says it: with exceptions where they make it faster.
@@ -215,16 +232,21 @@ def operator_shardings(
 ) -> tuple[Sharding, ...]:
     """Shardings of all segment classes on a skeleton's mesh, from operators alone.
 
-    One for each point of the Pareto set over time and memory; none where no axis is free or
-    nothing can be cut along one.
+    One for each point of the Pareto set over time, memory and what passes between segments (the
+    same everywhere, or anything), the fastest first; none where no axis is free or nothing can be
+    cut along one.
     """
     if all(skeleton.sizes[axis] == 1 for axis in FREE_AXES):
         return ()
     problem = OperatorProblem(context, skeleton)
+    points = [("ilp", choice) for choice in problem.pareto(deadline_s=deadline_s)]
+    for labels, choices in problem.pareto_of_boundaries(deadline_s=deadline_s).items():
+        name = "+".join(("ilp", *(label for _, label in labels))) if labels else "ilp+whole"
+        points += [(name, choice) for choice in choices]
     found: list[Sharding] = []
-    for number, choice in enumerate(problem.pareto(deadline_s=deadline_s)):
+    for name, choice in sorted(points, key=lambda point: point[1].step_s):
         try:
-            plan = problem.plan(choice, name=f"ilp-{number}" if number else "ilp")
+            plan = problem.plan(choice, name=name)
         except PlanRefused as error:
             context.report(f"operators: {error}")
             continue

@@ -25,6 +25,7 @@ from meshwright.solvers.exhaustive import Exhaustive
 from meshwright.solvers.frontier import Frontier
 from meshwright.solvers.layerwise import LayerwiseDP, LayerwiseILP
 from meshwright.solvers.local_search import LOCAL_SEARCHES
+from meshwright.solvers.operator_mixtures import OperatorMixtures
 from meshwright.solvers.operator_search import OperatorLevel
 from meshwright.solvers.pins import NO_PINS, Pins
 from meshwright.solvers.portfolio import PortfolioResult, run_portfolio
@@ -247,6 +248,7 @@ def proposers_of(context: SearchContext) -> tuple[Proposer, ...]:
         LayerwiseDP(frontier),
         LayerwiseILP(frontier),
         OperatorLevel(),
+        OperatorMixtures(frontier),
         Stages(),
         *LOCAL_SEARCHES,
     )

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from meshwright.solvers.choices import ChoiceGraph, ChoiceNode, Link
 from meshwright.solvers.ilp import IntegerProgram, IntegerSolution
@@ -94,12 +95,32 @@ class SegmentProgram:
         return sum(min(self._bytes[x] for x in xs) for xs in self._x)
 
     def solve(
-        self, *, memory_price: float = 0.0, time_limit_s: float | None = None
+        self,
+        *,
+        memory_price: float = 0.0,
+        allowed: Mapping[int, frozenset[int]] = MappingProxyType({}),
+        time_limit_s: float | None = None,
     ) -> GraphChoice | None:
         """The least of seconds plus ``memory_price`` times bytes; ``None``: none found in time.
 
-        No choice that needs at most as many bytes is faster than its ``bound_s``.
+        ``allowed``: node to the choices it may take; all where it is not named. No such choice
+        that needs at most as many bytes is faster than the answer's ``bound_s``.
         """
+        barred = [
+            x
+            for node, places in allowed.items()
+            for place, x in enumerate(self._x[node])
+            if place not in places
+        ]
+        for x in barred:
+            self._program.fix(x, 0.0)
+        try:
+            return self._solve(memory_price, time_limit_s)
+        finally:
+            for x in barred:
+                self._program.release(x)
+
+    def _solve(self, memory_price: float, time_limit_s: float | None) -> GraphChoice | None:
         for x, seconds in self._node_s.items():
             price_s = memory_price * self._bytes[x]
             self._program.set_cost(x, (seconds + price_s) * self._per_s)
