@@ -1,6 +1,6 @@
 """Claim: what planning needs of a graph hardly grows with its depth, and equals the long way.
 
-    python benchmarks/depth.py [--repeats 5] [-o FILE]
+    python -m benchmarks.depth [--repeats 5] [-o FILE]
 
 For one model at several depths: seconds of CPU for the analysis, for one cost table from the short
 graph that stands for the model, and for the same table from the whole graph. The columns of both
@@ -13,8 +13,6 @@ import argparse
 import dataclasses
 import gc
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from benchmarks.heading import heading
 from meshwright.capture.captured import capture
 from meshwright.capture.references import resolve_model
 from meshwright.cluster import parse_cluster
@@ -155,9 +154,7 @@ def main() -> None:
             f"{row['equal_in_every_bit']}"
         )
     document = {
-        "claim": "analysis and cost tables in a time nearly free of depth, equal to the long way",
-        "command": f"python benchmarks/depth.py --repeats {options.repeats}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, shared, no GPU",
+        **heading("analysis and cost tables in a time nearly free of depth, equal to the long way"),
         "model": MODEL,
         "n": options.repeats,
         "rows": rows,

@@ -1,6 +1,6 @@
 """Claim: at least 10,000 plans a second are evaluated from priced segments, on one thread.
 
-    OMP_NUM_THREADS=1 python benchmarks/evaluations.py -o FILE
+    OMP_NUM_THREADS=1 python -m benchmarks.evaluations -o FILE
 
 Random mixtures and random stages: the worst case for the simulation, which every plan gets. Seconds
 are the processor's, of one thread, so that others on the machine do not count.
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.heading import heading
 from benchmarks.layerwise import captured
 from meshwright.cluster import parse_cluster
 from meshwright.plans.plan import JobSpec, Precision
@@ -91,9 +90,7 @@ def main() -> None:
         rows.append(row(case, options.plans, options.runs))
         print(json.dumps(rows[-1]), flush=True)
     document = {
-        "claim": "plans evaluated per second from priced segments",
-        "command": "OMP_NUM_THREADS=1 python benchmarks/evaluations.py",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread used",
+        **heading("plans evaluated per second from priced segments"),
         "rows": rows,
     }
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)

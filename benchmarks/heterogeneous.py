@@ -1,6 +1,6 @@
 """Claim: on half A100, half T4 our plan beats each half alone and an even split, by the model.
 
-    python benchmarks/heterogeneous.py [--cluster FILE] -o FILE
+    python -m benchmarks.heterogeneous [--cluster FILE] -o FILE
 
 ``halves``: the best plan of all solvers on the hosts of one type. ``even``: the best plan in which
 every device does the same (the slowest type sets the pace). ``stages``: stages sized to the speed
@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.heading import heading
 from meshwright.capture.captured import capture
 from meshwright.capture.references import resolve_model
 from meshwright.cluster.files import read_cluster_file
@@ -111,10 +111,10 @@ def main() -> None:
         rows.append(row)
         print(name, {k: round(v, 3) for k, v in row["times_faster_than"].items()}, flush=True)
     document = {
-        "claim": "half A100, half T4: our plan against each half alone and an even split, "
-        "step time by the analytic model",
-        "command": "python benchmarks/heterogeneous.py",
-        "machine": f"{platform.machine()}, no GPU; the model is deterministic, so n = 1",
+        **heading(
+            "half A100, half T4: our plan against each half alone and an even split, "
+            "step time by the analytic model"
+        ),
         "cluster": cluster.describe(),
         "rows": rows,
     }

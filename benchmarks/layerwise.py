@@ -1,6 +1,6 @@
 """Claim: under a tight memory budget a layer-wise mixture beats the best uniform plan, in seconds.
 
-    python benchmarks/layerwise.py -o FILE
+    python -m benchmarks.layerwise -o FILE
 
 Every row is one model on 8 devices whose memory is set to the budget: the best uniform plan of all
 skeletons, and the best mixture of the layer-wise solvers, both by the exact model. Seconds are of
@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.heading import heading
 from meshwright.capture.captured import capture
 from meshwright.capture.references import resolve_model
 from meshwright.cluster import parse_cluster
@@ -133,9 +132,7 @@ def main() -> None:
             rows.append(row(graph, model, batch, gigabytes))
             print(json.dumps(rows[-1]), flush=True)
     document = {
-        "claim": "layer-wise mixtures against the best uniform plan, by the model",
-        "command": "python benchmarks/layerwise.py",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU; {_CLUSTER} planned for",
+        **heading("layer-wise mixtures against the best uniform plan, by the model"),
         "rows": rows,
     }
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ One process: the lowered program against plain eager PyTorch. Two gloo processes
 and hand-written Megatron tensor parallelism. Forward and backward with gradient reduction, no
 optimizer; the two sides take turns in one run, and the ratio is taken pair by pair.
 
-    python benchmarks/lowered_program.py [--sizes small,large] [--repeats 30] -o FILE
+    python -m benchmarks.lowered_program [--sizes small,large] [--repeats 30] -o FILE
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import copy
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -29,6 +28,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.heading import heading
 from meshwright.capture import capture
 from meshwright.capture.references import resolve_model
 from meshwright.plans.plan import (
@@ -287,9 +287,7 @@ def main() -> None:
                         f"theirs {row['baseline_median_s'] * 1e3:.1f} ms"
                     )
     document = {
-        "claim": "lowered program / baseline, forward and backward, pair by pair",
-        "command": f"python benchmarks/lowered_program.py --repeats {options.repeats}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        **heading("lowered program / baseline, forward and backward, pair by pair"),
         "rows": results,
     }
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)

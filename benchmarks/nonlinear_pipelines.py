@@ -1,6 +1,6 @@
 """Claim: stages on the graph's own shape beat the best linear pipeline, by the model.
 
-    python benchmarks/nonlinear_pipelines.py -o FILE
+    python -m benchmarks.nonlinear_pipelines -o FILE
 
 ``linear``: every stage waits for the one before it, and a value that skips stages is passed on from
 neighbor to neighbor; stages are runs of the captured order, the best of all shapes tried.
@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.heading import heading
 from meshwright.capture.captured import capture
 from meshwright.capture.references import resolve_model
 from meshwright.cluster import parse_cluster
@@ -129,11 +129,11 @@ def main() -> None:
             ]
             print(name, cluster, ", ".join(times), f"{row['search_s']:.0f} s", flush=True)
     document = {
-        "claim": "step time by the analytic model: stages on the graph's own shape (graph) against "
-        "the best linear pipeline (linear), and the best plan with the same choice everywhere, "
-        "pipelined or not (uniform)",
-        "command": "python benchmarks/nonlinear_pipelines.py",
-        "machine": f"{platform.machine()}, no GPU; the model is deterministic, so n = 1",
+        **heading(
+            "step time by the analytic model: stages on the graph's own shape (graph) against "
+            "the best linear pipeline (linear), and the best plan with the same choice everywhere, "
+            "pipelined or not (uniform)"
+        ),
         "rows": rows,
     }
     Path(options.output).write_text(json.dumps(document, indent=2) + "\n")

@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.heading import heading
 
 MODEL, CLUSTER, BATCH = "llama3-8b", "64xh100", 512
 BAR_S, BAR_BYTES = 10.0, 2e9
@@ -99,10 +100,8 @@ def main() -> None:
     runs = [measured() for _ in range(options.runs)]
     seconds = [run["seconds"] for run in runs]
     document = {
-        "claim": f"{MODEL} on {CLUSTER} at operator level, capture included, mesh chosen",
+        **heading(f"{MODEL} on {CLUSTER} at operator level, capture included, mesh chosen"),
         "bar": {"seconds": BAR_S, "peak_bytes": BAR_BYTES},
-        "machine": {"cpu_count": os.cpu_count(), "machine": platform.machine()},
-        "python": platform.python_version(),
         "load_average_1_min": os.getloadavg()[0],
         "runs": runs,
         "median_s": statistics.median(seconds),

@@ -1,6 +1,6 @@
 """Claim: planning takes seconds and little memory, capture included, without a GPU.
 
-    python benchmarks/planning.py [--runs 3] -o FILE
+    python -m benchmarks.planning [--runs 3] -o FILE
 
 Every run is a process of its own, from start to printed plan; time and peak memory are the
 operating system's account of it.
@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.heading import heading
 
 CASES = (
     ("gpt2", "8xa100-80gb", 64, "bf16", "O1"),
@@ -93,9 +94,7 @@ def main() -> None:
             f"[{walls[0]:.1f}, {walls[-1]:.1f}]  {rows[-1]['peak_rss_bytes'] / 2**30:.2f} GiB"
         )
     document = {
-        "claim": "seconds and memory from command to printed plan",
-        "command": f"python benchmarks/planning.py --runs {options.runs}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
+        **heading("seconds and memory from command to printed plan"),
         "rows": rows,
     }
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
