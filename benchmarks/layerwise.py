@@ -68,11 +68,16 @@ def described(plan: ParallelPlan) -> str:
 
 
 def num_strategies(candidate: Candidate, segment_classes: tuple[int, ...]) -> int:
-    """Distinct pairs of ZeRO stage and recompute, and of sharding in classes."""
+    """Distinct triples of ZeRO stage, recompute and offload, and of sharding in classes."""
     entries = candidate.plan.segment_plans(segment_classes)
     return len(
         {
-            (repr(entry.shard.get("tp")) if mixed else "", entry.zero_stage, entry.recompute)
+            (
+                repr(entry.shard.get("tp")) if mixed else "",
+                entry.zero_stage,
+                entry.recompute,
+                entry.offload,
+            )
             for entry in entries
             for mixed in (_mixes_shardings(candidate.plan),)
         }
@@ -96,7 +101,8 @@ def row(graph: OpGraph, model: str, batch: int, gigabytes: int) -> dict[str, Any
         level="O2",
     )
     frontier = Frontier(context)
-    uniform = [c for c in Exhaustive(frontier.survey).propose(context).candidates if c.cost.fits]
+    looked = Exhaustive(frontier.survey).propose(context).candidates
+    uniform = [c for c in looked if c.cost.fits]
     results = [LayerwiseDP(frontier).propose(context), LayerwiseILP(frontier).propose(context)]
     seconds, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
     mixed = [c for result in results for c in result.candidates]
@@ -111,6 +117,14 @@ def row(graph: OpGraph, model: str, batch: int, gigabytes: int) -> dict[str, Any
         found["mixture"] = described(best.plan)
         found["solver"] = best.solver
         found["num_strategies"] = num_strategies(best, context.model.segment_classes)
+        entries = best.plan.segment_plans(context.model.segment_classes)
+        found["offloaded_segments"] = sum(entry.offload for entry in entries)
+    if not uniform and looked:
+        stage = looked[0].cost.fullest_stage
+        found["leanest_uniform_bytes"] = {
+            cause: round(float(amount[stage]))
+            for cause, amount in looked[0].cost.memory.by_cause.items()
+        }
     if uniform and best is not None:
         found["gain"] = uniform[0].time_s / best.time_s - 1
     found["notes"] = dict(results[1].notes)

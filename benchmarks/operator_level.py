@@ -95,7 +95,10 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(planned(MODEL, CLUSTER, BATCH)))
+        from meshwright.cli.garbage import few_collections
+
+        with few_collections():  # as ``meshwright plan`` does
+            print(json.dumps(planned(MODEL, CLUSTER, BATCH)))
         return
     runs = [measured() for _ in range(options.runs)]
     seconds = [run["seconds"] for run in runs]

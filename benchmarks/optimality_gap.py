@@ -165,14 +165,11 @@ def _enumeration_s(context: SearchContext) -> float:
 
 
 def answer_s(context: SearchContext, proposers: Sequence[Proposer]) -> float | None:
-    """Step time of the fastest plan that fits, without preference for plain ones."""
+    """Step time of the plan a user would get."""
     try:
-        result = run_portfolio(context, proposers, top=1000)
+        return run_portfolio(context, proposers, top=1).winner.time_s
     except NoFeasiblePlan:
         return None
-    found = [result.winner, *(item.candidate for item in result.alternatives)]
-    times_s = [c.time_s for c in found if c.cost.fits and context.pins.allows_plan(c.plan)]
-    return min(times_s, default=None)
 
 
 def compared(context: SearchContext) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from meshwright.api import ParallelModel, parallelize, plan
+    from meshwright.api import ParallelModel, annotate, parallelize, plan
     from meshwright.plans import (
         JobSpec,
         OptimizerSpec,
@@ -27,6 +27,7 @@ __all__ = [
     "ParallelPlan",
     "Precision",
     "__version__",
+    "annotate",
     "parallelize",
     "plan",
     "read_plan",
@@ -37,7 +38,7 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     name: "meshwright.api"
-    if name in ("ParallelModel", "parallelize", "plan")
+    if name in ("ParallelModel", "annotate", "parallelize", "plan")
     else "meshwright.plans"
     for name in __all__
     if name != "__version__"

@@ -15,13 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from meshwright.capture import CapturedModel, capture
+from meshwright.capture.annotations import annotations_of, set_annotation
 from meshwright.capture.references import resolve_model
 from meshwright.cluster import Cluster, parse_cluster
 from meshwright.errors import BadModel, BadRequest
@@ -32,11 +33,13 @@ from meshwright.runtime.job import TORCH_DTYPES
 from meshwright.runtime.mesh import layout_of
 from meshwright.runtime.state import assemble
 from meshwright.solvers.base import Progress
-from meshwright.solvers.pins import parse_pins
+from meshwright.solvers.pins import Pins, parse_pins
 from meshwright.solvers.planner import PlanningResult, plan_graph
 from meshwright.spmd.prepared import lower_plan, prepare
 
-__all__ = ["ParallelModel", "Planned", "parallelize", "plan", "plan_reference"]
+__all__ = ["ParallelModel", "Planned", "annotate", "parallelize", "plan", "plan_reference"]
+
+Module = TypeVar("Module", bound=nn.Module)
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 """Positional arguments, keyword arguments, or both: ``(tuple, dict)``."""
@@ -50,6 +53,37 @@ class Planned:
     captured: CapturedModel
 
 
+def annotate(module: Module, **placement: str | int | bool | Sequence[str]) -> Module:
+    """Decide in the model's code how a module is to be placed; every plan will respect it.
+
+    What ``plan --fix "PATH:KEY=VALUE"`` says from outside, with the module instead of its path::
+
+        annotate(layer.attention, tp="heads", recompute="full")
+        annotate(self.experts, ep=("experts", "batch"), zero=3)
+
+    Args:
+        module: Any module of a model, also on ``meta``.
+        placement: ``zero`` 0 to 3, ``recompute``, ``offload``, and mesh axes with the dimension
+            classes they shard there.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        BadRequest: a key or value that no module can be pinned to.
+    """
+    words = {key: _word(value) for key, value in placement.items()}
+    parse_pins([f"module:{key}={word}" for key, word in words.items()])
+    set_annotation(module, words)
+    return module
+
+
+def _word(value: str | int | bool | Sequence[str]) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value) if isinstance(value, (str, int)) else ",".join(value)
+
+
 def plan(
     model: nn.Module,
     inputs: Inputs,
@@ -58,6 +92,7 @@ def plan(
     job: JobSpec,
     level: str = "O1",
     fix: Sequence[str] = (),
+    rule: str | None = None,
 ) -> ParallelPlan:
     """The fastest plan found for training ``model`` that fits ``cluster``.
 
@@ -69,7 +104,9 @@ def plan(
         job: Batch, precision and optimizer.
         level: ``"O1"`` answers quickly, ``"O2"`` searches more.
         fix: Decisions every plan must respect, such as ``"tp=8"`` or ``"layers.*:recompute=full"``;
-            ``meshwright.solvers.pins`` lists them.
+            ``meshwright.solvers.pins`` lists them. What ``annotate`` said of modules comes first.
+        rule: Ask only this rule of thumb: ``"data-parallel"``, ``"zero3"``, ``"megatron"`` or
+            ``"naive-layers"``.
 
     Raises:
         CaptureFailed: the module's step is not one fixed graph.
@@ -80,7 +117,13 @@ def plan(
     reference = f"{type(model).__module__}:{type(model).__qualname__}"
     captured = capture(model, args, kwargs, name=reference, dtype=TORCH_DTYPES[job.precision])
     result = _plan_captured(
-        captured, reference=reference, cluster=cluster, job=job, level=level, pins=parse_pins(fix)
+        captured,
+        reference=reference,
+        cluster=cluster,
+        job=job,
+        level=level,
+        pins=_pins(model, fix),
+        rule=rule,
     )
     return result.plan
 
@@ -96,6 +139,7 @@ def plan_reference(
     fix: Sequence[str] = (),
     allow_unrunnable: bool = False,
     seed: int = 0,
+    rule: str | None = None,
     progress: Progress | None = None,
 ) -> Planned:
     """Plan the model a reference names, without memory for any of its tensors.
@@ -110,6 +154,7 @@ def plan_reference(
         fix: As ``plan``.
         allow_unrunnable: A plan the runtime cannot carry yet may win.
         seed: Of searches that draw lots.
+        rule: As ``plan``.
         progress: Told in one line what is being done.
 
     Raises:
@@ -118,13 +163,15 @@ def plan_reference(
     """
     # Read first: a slip in it should not cost the time of a capture.
     where = parse_cluster(cluster) if isinstance(cluster, str) else cluster
-    pins = parse_pins(fix)
+    parse_pins(fix)
     source = resolve_model(reference)
     dtype = TORCH_DTYPES[job.precision]
     if progress is not None:
         progress(f"capturing {reference}")
     args, kwargs = source.example_inputs(job.global_batch, job.seq_len, "meta", dtype=dtype)
-    captured = capture(source.build(dtype), args, kwargs, name=reference)
+    model = source.build(dtype)
+    pins = _pins(model, fix)
+    captured = capture(model, args, kwargs, name=reference)
     result = _plan_captured(
         captured,
         reference=reference,
@@ -137,9 +184,15 @@ def plan_reference(
         pins=pins,
         allow_unrunnable=allow_unrunnable,
         seed=seed,
+        rule=rule,
         progress=progress,
     )
     return Planned(result=result, captured=captured)
+
+
+def _pins(model: nn.Module, fix: Sequence[str]) -> Pins:
+    """What the model's modules are annotated with, and what was asked for."""
+    return parse_pins(tuple(dict.fromkeys((*annotations_of(model), *fix))))
 
 
 def _plan_captured(

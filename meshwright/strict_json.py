@@ -34,6 +34,7 @@ __all__ = [
     "load_json",
     "one_line",
     "read_source",
+    "write_bytes_atomically",
     "write_text_atomically",
 ]
 
@@ -330,9 +331,18 @@ def write_text_atomically(text: str, path: str | os.PathLike[str]) -> None:
     Raises:
         BadRequest: the file cannot be written.
     """
+    write_bytes_atomically(text.encode("utf-8"), path)
+
+
+def write_bytes_atomically(data: bytes, path: str | os.PathLike[str]) -> None:
+    """``write_text_atomically`` for a file that is not text.
+
+    Raises:
+        BadRequest: the file cannot be written.
+    """
     try:
         # A link stays a link: what it points to is replaced.
-        _replace(Path(os.path.realpath(path)), text.encode("utf-8"))
+        _replace(Path(os.path.realpath(path)), data)
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         raise BadRequest(

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from meshwright.profiling.timer import measure
+from meshwright.profiling.timer import Effort, Measured, Timer, clock_of, measure
 
-__all__ = ["measure"]
+__all__ = ["Effort", "Measured", "Timer", "clock_of", "measure"]

@@ -13,7 +13,6 @@ optimizer updates a copy in the host's memory in the same way, in fp32 or the pa
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -22,9 +21,10 @@ from torch import Tensor
 
 from meshwright.errors import PlanRefused
 from meshwright.graph.opgraph import TensorSpec
-from meshwright.plans.plan import OptimizerName, OptimizerSpec
+from meshwright.plans.plan import OptimizerSpec
 from meshwright.runtime.kernels import zero_shard
 from meshwright.runtime.mesh import Coordinate
+from meshwright.runtime.stepping import SlicedOptimizer
 from meshwright.spmd.program import DataSlot, ParameterSlot, ShardSpec, StageProgram
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "assemble",
     "assemble_parameter",
     "local_shape",
-    "make_optimizer",
     "slice_data",
     "slice_tensor",
 ]
@@ -154,28 +153,6 @@ def _check_shape(name: str, tensor: Tensor, spec: TensorSpec) -> None:
         )
 
 
-def make_optimizer(spec: OptimizerSpec, tensors: Sequence[Tensor]) -> torch.optim.Optimizer | None:
-    """The optimizer ``spec`` names over ``tensors``; ``None`` where there is none to update."""
-    if not tensors:
-        return None
-    if spec.name is OptimizerName.SGD:
-        return torch.optim.SGD(
-            tensors,
-            lr=spec.learning_rate,
-            momentum=spec.momentum,
-            weight_decay=spec.weight_decay,
-            foreach=True,
-        )
-    return torch.optim.AdamW(
-        tensors,
-        lr=spec.learning_rate,
-        betas=(spec.beta1, spec.beta2),
-        eps=spec.epsilon,
-        weight_decay=spec.weight_decay,
-        foreach=True,
-    )
-
-
 class RankState:
     """The tensors one rank holds; ``held`` maps program values to them."""
 
@@ -202,7 +179,7 @@ class RankState:
                 _check_shape(data.name, full, data.full)
                 local = slice_tensor(full, data.shard, coordinate, data.name)
                 self._hold(data, _own(local, data.full.dtype, device))
-        self._optimizer = make_optimizer(optimizer, list(self._updated.values()))
+        self._optimizer = SlicedOptimizer(optimizer, self._updated)
 
     def _hold(self, slot: DataSlot, local: Tensor) -> None:
         """Keep a buffer or constant; one with a batch dim is cut anew for each micro-batch."""
@@ -242,13 +219,7 @@ class RankState:
 
         A parameter without a gradient stays as it is, as in ``torch.optim``.
         """
-        if self._optimizer is None:
-            return
-        for name, updated in self._updated.items():
-            gradient = gradients.get(name)
-            updated.grad = None if gradient is None else gradient.to(updated)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.step(gradients)
         for slot in self.program.parameters:
             held = self.held.get(slot.optimized)
             if held is not None and held is not self._updated[slot.name]:
@@ -293,16 +264,10 @@ class RankState:
         The scalar step counters of ``torch.optim`` are left out, and what is offloaded.
         """
         stored = {id(self.held[slot.stored]) for slot in self.program.parameters}
-        own = [self._updated[slot.name] for slot in self.program.parameters if not slot.offload]
+        names = [slot.name for slot in self.program.parameters if not slot.offload]
+        own = [self._updated[name] for name in names]
         extra = [tensor for tensor in own if id(tensor) not in stored]
-        states = {} if self._optimizer is None else self._optimizer.state
-        state = [states[tensor] for tensor in own if tensor in states]
-        kept = [
-            tensor
-            for tensor in itertools.chain.from_iterable(entry.values() for entry in state)
-            if isinstance(tensor, Tensor) and tensor.ndim > 0
-        ]
-        return _num_bytes(itertools.chain(extra, kept))
+        return _num_bytes(extra) + self._optimizer.state_bytes(names)
 
 
 def _own(tensor: Tensor, dtype: str, device: torch.device) -> Tensor:

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from meshwright.capture.execute import execute
 from meshwright.graph.opgraph import InputRole, OpGraph
 from meshwright.plans.plan import OptimizerName, OptimizerSpec, ScheduleName
+from meshwright.profiling.optimizers import make_optimizer
 from meshwright.records.report import Verified, finite_or_none
 from meshwright.runtime.mesh import Layout
-from meshwright.runtime.state import TensorSource, make_optimizer
+from meshwright.runtime.state import TensorSource
 from meshwright.runtime.virtual import VirtualCluster
 from meshwright.spmd.program import StageProgram
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from meshwright.plans.io import plan_sha256, read_plan
+from meshwright.profiling.parent import end_with_parent
 from meshwright.records.record import describe_machine, describe_software, utc_now
 from meshwright.records.report import (
     PredictedStep,
@@ -45,14 +45,12 @@ from meshwright.runtime.verify import Steps, compare, reference_steps
 
 __all__ = ["main", "run_job"]
 
-_WATCH_INTERVAL_S = 1.0
-
 
 def main(arguments: list[str]) -> int:
     """Run the job in the file ``arguments[0]``; the status for the system."""
     job = read_job(arguments[0])
     rank = int(os.environ.get("RANK", "0"))
-    _die_with_parent()
+    end_with_parent()
     try:
         run_job(job)
     except Exception as error:
@@ -64,18 +62,6 @@ def main(arguments: list[str]) -> int:
             raise
         return 1
     return 0
-
-
-def _die_with_parent() -> None:
-    """End this process when torchrun is gone, even if it was killed outright."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_WATCH_INTERVAL_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_job(job: Job) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import meshwright
+from meshwright.capture.references import resolve_model
 from meshwright.cluster import parse_cluster
 from meshwright.errors import BadModel, BadRequest, NoFeasiblePlan
 from meshwright.plans import JobSpec, Mesh, ParallelPlan, Precision, Stage, write_plan
@@ -65,6 +66,37 @@ def test_real_and_meta_modules_and_any_form_of_inputs_give_one_plan() -> None:
 
     assert first.model.graph_sha256 == second.model.graph_sha256
     assert first.mesh == second.mesh
+
+
+def test_annotations_hold_and_are_written_down() -> None:
+    source = resolve_model("tiny-gpt")
+    args, kwargs = source.example_inputs(GLOBAL_BATCH, None, "meta", dtype=torch.float64)
+    model = source.build(torch.float64)
+    attention = model.get_submodule("layers.1.attention")
+    assert attention is meshwright.annotate(attention, tp="heads", recompute="full")
+    plan = meshwright.plan(model, (args, kwargs), cluster="2xh100", job=JOB, fix=["tp=2"])
+    own = [segment for segment in plan.segments if segment.recompute == "full"]
+
+    pins = ["layers.1.attention:tp=heads", "layers.1.attention:recompute=full", "tp=2"]
+    assert pins == plan.provenance.pins
+    assert ["layers.1.attention"] == [segment.name for segment in own]
+    assert ["heads"] == own[0].shard["tp"]
+
+
+def test_annotations_nobody_can_read_are_refused_at_once() -> None:
+    model, _ = make()
+    with pytest.raises(BadRequest, match="cannot pin 'color' for a module"):
+        meshwright.annotate(model.inner, color="red")
+    with pytest.raises(BadRequest, match="'maybe' is not one of none, selective, full"):
+        meshwright.annotate(model.inner, recompute="maybe")
+
+
+def test_a_rule_of_thumb_is_asked_by_name() -> None:
+    model, batch = make()
+    plan = meshwright.plan(model, batch, cluster="cpu:2", job=JOB, rule="zero3")
+
+    assert "zero3" == plan.provenance.solver
+    assert 2 == plan.mesh.dp_shard
 
 
 def test_inputs_of_another_batch_are_refused() -> None:

@@ -5,16 +5,16 @@ The plainest meaning of a graph: what distributed programs are compared with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from meshwright.graph.opgraph import Arg, Literal, OpGraph, OutputRole, Ref
+from meshwright.graph.opgraph import Arg, Literal, Op, OpGraph, OutputRole, Ref
 
-__all__ = ["StepResult", "execute", "resolve_target"]
+__all__ = ["StepResult", "call_op", "execute", "resolve_target"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +46,7 @@ def execute(graph: OpGraph, inputs: Mapping[int, Tensor]) -> StepResult:
     last_reader = {value: op.index for op in graph.ops for value in op.inputs}
     with torch.no_grad():
         for op in graph.ops:
-            result = resolve_target(op.target)(
-                *(_argument(arg, held, device) for arg in op.args),
-                **{key: _argument(arg, held, device) for key, arg in op.kwargs},
-            )
-            results = result if isinstance(result, list | tuple) else (result,)
-            for value, tensor in zip(op.outputs, results, strict=True):
+            for value, tensor in zip(op.outputs, call_op(op, held, device), strict=True):
                 if value is not None and (value in kept or value in last_reader):
                     held[value] = tensor
             for value in set(op.inputs):
@@ -67,6 +62,15 @@ def execute(graph: OpGraph, inputs: Mapping[int, Tensor]) -> StepResult:
         gradients=by_name(OutputRole.GRADIENT),
         buffer_updates=by_name(OutputRole.BUFFER_UPDATE),
     )
+
+
+def call_op(op: Op, held: Mapping[int, Tensor], device: torch.device) -> Sequence[Any]:
+    """What one operator returns for the values in ``held``, one item for each of its outputs."""
+    result = resolve_target(op.target)(
+        *(_argument(arg, held, device) for arg in op.args),
+        **{key: _argument(arg, held, device) for key, arg in op.kwargs},
+    )
+    return result if isinstance(result, list | tuple) else (result,)
 
 
 def _argument(arg: Arg, held: Mapping[int, Tensor], device: torch.device) -> Any:

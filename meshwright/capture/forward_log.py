@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from meshwright.capture.containers import tensor_leaves
 from meshwright.capture.failure import calling_line
 from meshwright.capture.opcost import spec_of
+from meshwright.capture.remembered import RememberedResults
 from meshwright.capture.standins import StandIns
 from meshwright.capture.trace import Step
 from meshwright.graph.opgraph import (
@@ -52,7 +53,7 @@ def forward_log(model: nn.Module, call: Any, found: StandIns, mode: FakeTensorMo
     Inputs are the parameters, buffers and data of the captured graph, in its order. An operator
     names grad mode and any operand it returned in place among its keyword arguments.
     """
-    log = _Log(model)
+    log = _Log(model, mode)
     for role, tensors in (
         (InputRole.PARAMETER, found.parameters),
         (InputRole.BUFFER, found.buffers),
@@ -82,7 +83,7 @@ def forward_log(model: nn.Module, call: Any, found: StandIns, mode: FakeTensorMo
 class _Log(TorchDispatchMode):
     """Writes down every operator while it is active."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, mode: FakeTensorMode) -> None:
         super().__init__()
         self.inputs: list[GraphInput] = []
         self.values: list[TensorSpec] = []
@@ -93,6 +94,12 @@ class _Log(TorchDispatchMode):
         self._alive: list[Tensor] = []
         self._module_paths = {id(module): path for path, module in model.named_modules()}
         self._running: list[str] = []
+        self._results = RememberedResults(mode)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # torch would have its compiler step aside at every call; nothing is compiled here.
+        return False
 
     def add_input(self, name: str, role: InputRole, tensor: Tensor, tied: tuple[str, ...]) -> None:
         """Gives the next value to an input."""
@@ -102,9 +109,14 @@ class _Log(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is not torch.ops.prim.device.default:
-            self.record(str(func), args, kwargs or {}, result)
+        if func is torch.ops.prim.device.default:
+            # Two calls in three: whatever looks at a fake tensor asks where it lives.
+            (tensor,) = args
+            if type(tensor) is FakeTensor and not tensor.fake_mode.in_kernel_invocation:
+                return tensor.fake_device
+            return func(tensor)
+        result = self._results.call(func, args, kwargs or {})
+        self.record(str(func), args, kwargs or {}, result)
         return result
 
     def record(self, target: str, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:

@@ -14,6 +14,7 @@ not the whole table.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -85,8 +86,13 @@ def _touched_bytes(spec: TensorSpec) -> int:
 
 def spec_of(tensor: Tensor) -> TensorSpec:
     """The description of a (fake) tensor."""
+    return _spec(tensor.shape, tensor.dtype, tensor.stride())
+
+
+@lru_cache(maxsize=4096)
+def _spec(shape: torch.Size, dtype: torch.dtype, stride: tuple[int, ...]) -> TensorSpec:
     return TensorSpec(
-        shape=tuple(int(size) for size in tensor.shape),
-        dtype=str(tensor.dtype).removeprefix("torch."),
-        stride=tuple(int(step) for step in tensor.stride()),
+        shape=tuple(int(size) for size in shape),
+        dtype=str(dtype).removeprefix("torch."),
+        stride=tuple(int(step) for step in stride),
     )

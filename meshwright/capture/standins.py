@@ -7,6 +7,7 @@ operators would carry ``device='meta'`` and attention would decompose.
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from meshwright.capture.remembered import bare_fake
 from meshwright.errors import CaptureFailed
 
 __all__ = ["StandIns", "fake_like", "stand_ins"]
+
+_CPU = torch.device("cpu")
 
 
 class StandIns:
@@ -29,20 +33,31 @@ class StandIns:
         self.canonical: dict[str, str] = {}
         """From every name of a parameter or buffer to its first name."""
         self.fake_by_id: dict[int, Tensor] = {}
+        self._further: defaultdict[str, list[str]] = defaultdict(list)
 
     def tied_names(self, name: str) -> tuple[str, ...]:
         """Further names of the parameter or buffer ``name``."""
-        return tuple(
-            other for other, first in self.canonical.items() if first == name and other != name
-        )
+        return tuple(self._further.get(name, ()))
+
+    def add_name(self, name: str, first: str) -> None:
+        """``name`` stands for the tensor first called ``first``."""
+        self.canonical[name] = first
+        if name != first:
+            self._further[first].append(name)
 
 
 def fake_like(
-    tensor: Tensor, mode: FakeTensorMode, *, dtype: torch.dtype | None, what: str
+    tensor: Tensor,
+    mode: FakeTensorMode,
+    *,
+    dtype: torch.dtype | None,
+    what: str,
+    parameter: bool = False,
 ) -> Tensor:
     """A fake CPU tensor with the shape and strides of ``tensor``.
 
-    ``dtype``, where given, replaces a floating type. Raises CaptureFailed for a tensor that is
+    ``dtype``, where given, replaces a floating type. As a ``parameter`` it is one and requires a
+    gradient where ``tensor`` does. Raises CaptureFailed for a tensor that is
     not dense or has no shape yet; ``what`` names it there.
     """
     if nn.parameter.is_lazy(tensor):
@@ -50,8 +65,15 @@ def fake_like(
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise CaptureFailed(f"{what} is a {tensor.layout} tensor; use a dense one")
     cast = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-    with mode:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=cast, device="cpu")
+    return bare_fake(
+        mode,
+        tensor.shape,
+        tensor.stride(),
+        cast,
+        _CPU,
+        parameter=parameter,
+        requires_grad=parameter and tensor.requires_grad,
+    )
 
 
 @contextmanager
@@ -99,17 +121,18 @@ def _make_fakes(
     first_name: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) not in first_name:
-            fake = fake_like(parameter, mode, dtype=dtype, what=f"parameter {name}")
             first_name[id(parameter)] = name
-            found.parameters[name] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
+            found.parameters[name] = fake_like(
+                parameter, mode, dtype=dtype, what=f"parameter {name}", parameter=True
+            )
             found.fake_by_id[id(parameter)] = found.parameters[name]
-        found.canonical[name] = first_name[id(parameter)]
+        found.add_name(name, first_name[id(parameter)])
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if id(buffer) not in first_name:
             first_name[id(buffer)] = name
             found.buffers[name] = fake_like(buffer, mode, dtype=dtype, what=f"buffer {name}")
             found.fake_by_id[id(buffer)] = found.buffers[name]
-        found.canonical[name] = first_name[id(buffer)]
+        found.add_name(name, first_name[id(buffer)])
 
 
 def _swap(holder: dict[str, Any], fake_by_id: dict[int, Tensor], path: str) -> None:

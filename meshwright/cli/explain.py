@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from meshwright.cli.checks import check_against
 from meshwright.cli.options import JsonOption, PlanArgument
@@ -17,7 +19,13 @@ from meshwright.units import format_bytes, format_seconds
 __all__ = ["explain", "sensitivity"]
 
 
-def explain(plan: PlanArgument, json_output: JsonOption = False) -> None:
+def explain(
+    plan: PlanArgument,
+    allow_unrunnable: Annotated[
+        bool, typer.Option(help="Compare with plans the runtime cannot carry yet.")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
     """Say where time and memory go, what was second best, and what the plan is sensitive to."""
     stored = read_plan(plan)
     from meshwright.api import plan_reference
@@ -29,6 +37,7 @@ def explain(plan: PlanArgument, json_output: JsonOption = False) -> None:
             job=stored.job,
             level="O2" if stored.provenance.level == "O2" else "O1",
             fix=stored.provenance.pins,
+            allow_unrunnable=allow_unrunnable or _could_not_run(stored),
             seed=stored.provenance.seed,
             progress=out.progress,
         )
@@ -59,6 +68,11 @@ def explain(plan: PlanArgument, json_output: JsonOption = False) -> None:
         )
         _show(out, explanation)
         out.document(_document(explanation))
+
+
+def _could_not_run(plan: ParallelPlan) -> bool:
+    """Whether the plan was made where unrunnable plans could win."""
+    return plan.provenance.allow_unrunnable or bool(plan.unrunnable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,10 @@ from meshwright.cli.doctor import doctor
 from meshwright.cli.explain import explain
 from meshwright.cli.models import models
 from meshwright.cli.plan import plan
+from meshwright.cli.profile import profile_app
+from meshwright.cli.records import records_app
 from meshwright.cli.run import run
+from meshwright.cli.traces import traces_app
 from meshwright.cli.validate import validate
 from meshwright.errors import PlannerError
 from meshwright.strict_json import one_line
@@ -78,6 +81,9 @@ for _verb, _example in (
     (demo, "demo"),
 ):
     _app.command(epilog=f"Example: meshwright {_example}")(_verb)
+_app.add_typer(profile_app, name="profile")
+_app.add_typer(traces_app, name="traces")
+_app.add_typer(records_app, name="records")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,6 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return USER_ERROR
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a bare `meshwright records`
+            sys.stderr.write(f"{getattr(error, 'format_message')()}\n")  # noqa: B009 - as below
+            return USER_ERROR
         if hasattr(error, "format_message"):
             _complain(_usage_error(error))
             return USER_ERROR

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from meshwright.cli.garbage import few_collections
 from meshwright.cli.options import JsonOption, job_of, parse_duration_s, parse_level
 from meshwright.cli.output import Output, output_for
 from meshwright.errors import BadRequest
 from meshwright.plans import OptimizerName, Precision, write_plan
+from meshwright.units import format_seconds
 
 __all__ = ["plan", "planning_document", "show_plan"]
 
@@ -34,8 +38,15 @@ def plan(
     fix: Annotated[
         list[str] | None,
         typer.Option(
-            help="Decide something yourself: tp=8, no-pipeline, layers.*:zero=3; may be repeated.",
+            help="Decide something yourself: tp=8, no-pipeline, layers.*.mlp:zero=3; repeatable.",
             metavar="PIN",
+        ),
+    ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask one rule of thumb only: data-parallel, zero3, megatron or naive-layers.",
+            metavar="NAME",
         ),
     ] = None,
     allow_unrunnable: Annotated[
@@ -54,9 +65,9 @@ def plan(
         global_batch=global_batch, seq_len=seq_len, precision=precision, optimizer=optimizer
     )
     _check(top=top, seed=seed, output=output)
-    from meshwright.api import plan_reference
+    with few_collections(), output_for(as_json=json_output) as out:
+        from meshwright.api import plan_reference
 
-    with output_for(as_json=json_output) as out:
         planned = plan_reference(
             model,
             cluster=cluster,
@@ -67,6 +78,7 @@ def plan(
             fix=fix or (),
             allow_unrunnable=allow_unrunnable,
             seed=seed,
+            rule=rule,
             progress=out.progress,
         )
         found = planned.result.plan
@@ -101,9 +113,24 @@ def show_plan(out: Output, result: Any, *, top: int | None = None) -> None:
     out.say(f"{result.plan.model.reference} on {result.plan.cluster}: {rate}")
     out.show(report.plans_table([result.plan, *fitting][:top]))
     out.say(f"1 was chosen: {search.reason}.")
+    out.say(_how_good(search))
     out.say(report.prediction_words(prediction))
     out.say()
     out.show(*report.breakdown_tables(prediction))
+
+
+def _how_good(search: Any) -> str:
+    """How far the chosen plan can be from the best, and whether the search went to its end."""
+    if search.proven_optimal:
+        return "No plan is faster by the model: it reaches the lower bound."
+    bound = f"No plan is faster than {format_seconds(search.lower_bound_s)} by the model"
+    more = f"{search.gap:.1%} more" if search.gap < 1 else f"{search.gap + 1:.1f} times as long"
+    gap = f"{bound}; the one chosen takes {more}."
+    if search.is_complete:
+        return gap
+    cut = [one.name for one in search.solvers if one.status == "stopped"]
+    who = f" ({', '.join(cut)})" if cut else ""
+    return f"{gap} The search was cut short{who}: more --budget may find a faster one."
 
 
 def planning_document(result: Any) -> dict[str, Any]:
@@ -117,8 +144,11 @@ def planning_document(result: Any) -> dict[str, Any]:
             "evaluations": search.evaluations,
             "level": search.level,
             "lower_bound_s": search.lower_bound_s,
+            "gap": search.gap if math.isfinite(search.gap) else None,
             "proven_optimal": search.proven_optimal,
+            "is_complete": search.is_complete,
             "reason": search.reason,
+            "solvers": [dataclasses.asdict(one) for one in search.solvers],
         },
         "alternatives": [
             {

@@ -71,7 +71,7 @@ def run(
                 "not compared with one process: the model draws random numbers (dropout), in "
                 "another order on many ranks"
             )
-        out.say(f"written to {kept} and {RecordStore(store).path}")
+        out.say(f"written to {kept}, and as Records to {store}")
         out.document(report)
     check_verified(report)
 
@@ -144,7 +144,7 @@ def keep_report(report: StepReport, store: Path) -> Path:
     while path.exists():
         number += 1
         path = store / f"{name}-{number}.json"
-    RecordStore(store).append(*report.to_records())
+    RecordStore(store).append(report.to_records())
     write_text_atomically(report.to_json(), path)
     return path
 

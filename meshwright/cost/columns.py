@@ -28,6 +28,7 @@ from meshwright.graph.rules.base import Variant
 from meshwright.spmd.crossing import operands_of
 from meshwright.spmd.expansions import REDUCTIONS_INSIDE
 from meshwright.spmd.layout import MICRO, Layout
+from meshwright.spmd.parameters import cuts_like_zero
 from meshwright.spmd.program import CollectiveKind
 from meshwright.spmd.redistribute import StepKind
 from meshwright.spmd.sharded import ConvertNode, Node, OpNode, ShardedGraph, ShardedPhase
@@ -160,6 +161,8 @@ class ParameterColumns:
     gradient_axes: tuple[tuple[str, ...], ...]
     """Axes each gradient is partial on, micro-batches left out."""
     has_gradient: NDArray[np.bool_]
+    is_cut: NDArray[np.bool_]
+    """``spmd.parameters.cuts_like_zero``."""
     row_of_value: IntArray
     """Row of a storage that is a parameter; -1 for others."""
 
@@ -458,6 +461,10 @@ class _Builder:
             use=_pairs(used),
             gradient_axes=tuple(tuple(a for a in names if a != MICRO) for names in axes),
             has_gradient=np.array([item.name in gradients for item in items], dtype=np.bool_),
+            is_cut=np.array(
+                [cuts_like_zero(sharded.layouts[sharded.inputs[item.value]]) for item in items],
+                dtype=np.bool_,
+            ),
             row_of_value=np.array(
                 [row_of.get(value, -1) for value in range(len(sharded.layouts))], dtype=np.int64
             ),

@@ -15,7 +15,7 @@ A rank of stage s holds at its worst moment the largest of three sums. While com
 
 after the last backward: parameters + optimizer + inputs + gradients + the last bucket; and
 while the optimizer steps the same with its temporaries instead (the fp32 copy of the gradients, one
-list of square roots for AdamW).
+list of square roots for AdamW), of at most ``spmd.parameters.STEP_BYTES``.
 
 The worst moment is found over the forward and the backward of every segment: in the backward of
 segment j the kept values of segments up to j are still there and the gradients of those from j on.
@@ -37,6 +37,7 @@ from meshwright.cost.columns import FloatArray, IntArray, sums_by
 from meshwright.cost.parameters import ParameterState, StageParameters
 from meshwright.cost.table import CostTable, Split
 from meshwright.plans.plan import Recompute, ScheduleName
+from meshwright.spmd.parameters import STEP_BYTES
 from meshwright.spmd.schedule import peaks_in_flight
 
 __all__ = ["CAUSES", "MemoryRequest", "StageMemory", "stage_memory"]
@@ -159,7 +160,7 @@ def stage_memory(
     staying = {cause: computing[cause] for cause in ("parameters", "optimizer", "inputs")}
     after = {**dict.fromkeys(CAUSES, zeros), **staying, "gradients": gradients}
     reducing = {**after, "communication": last}
-    stepping = {**after, "optimizer_step": of_groups(state.step_bytes)}
+    stepping = {**after, "optimizer_step": np.minimum(of_groups(state.step_bytes), STEP_BYTES)}
     return StageMemory(by_cause=_largest((computing, reducing, stepping)))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import TypeVar
 
 import numpy as np
@@ -421,18 +422,16 @@ def _ways(
     """Distinct ways of sharding a segment, axes of ``drop`` left out, and each segment's."""
     numbers: dict[object, int] = {}
     known: dict[tuple[int, int], int] = {}
-    found = []
-    for index, shard in enumerate(shards):
-        exceptions = operators[index] if operators else {}
-        given = (id(shard), id(exceptions) if exceptions else 0)
-        if given not in known:
+    given = list(zip(map(id, shards), map(id, operators or repeat(None)), strict=False))
+    for index, one in enumerate(given):
+        if one not in known:
+            exceptions = operators[index] if operators else {}
             way = (
-                _frozen(shard, drop),
+                _frozen(shards[index], drop),
                 tuple(sorted((op, _frozen(names, ())) for op, names in exceptions.items())),
             )
-            known[given] = numbers.setdefault(way, len(numbers))
-        found.append(known[given])
-    return tuple(numbers), tuple(found)
+            known[one] = numbers.setdefault(way, len(numbers))
+    return tuple(numbers), tuple(map(known.__getitem__, given))
 
 
 def _frozen(shard: Shard, drop: tuple[str, ...]) -> tuple[tuple[str, tuple[str, ...]], ...]:

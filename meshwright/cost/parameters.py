@@ -23,8 +23,9 @@ import numpy as np
 
 from meshwright.cost.columns import FloatArray, IntArray, ParameterColumns
 from meshwright.cost.offload import with_offload
+from meshwright.errors import PlanRefused
 from meshwright.plans.plan import OptimizerName, OptimizerSpec
-from meshwright.spmd.parameters import ZERO_AXIS, choose_zero_shard
+from meshwright.spmd.parameters import ZERO_AXIS, choose_zero_shard, zero_refusal
 
 __all__ = ["ParameterState", "ParameterTable", "StageParameters"]
 
@@ -104,11 +105,18 @@ class ParameterTable:
         """Bytes per parameter.
 
         ``zero_stages`` and ``offloaded`` (empty: none) hold one entry for each segment.
+
+        Raises:
+            PlanRefused: ZeRO would cut what operators already cut along its axis.
         """
         columns = self.columns
         zero = np.array([*zero_stages, 0], dtype=np.int64)[columns.first_segment]
         has_dims = np.array([bool(shape) for shape in columns.shapes], dtype=np.bool_)
         zero = np.where(has_dims & (dp_shard > 1), zero, 0)
+        for row in np.flatnonzero(columns.is_cut & (zero > 0)).tolist():
+            segment = int(columns.first_segment[row])
+            name, stage = columns.names[row], int(zero[row])
+            raise PlanRefused(zero_refusal(name, zero_stage=stage, segment=segment))
         item = columns.item_bytes
         low = columns.is_low_precision
         chunk = np.where(zero > 0, self._chunk_elements(dp_shard), self._elements)

@@ -128,6 +128,8 @@ def _gathers(
     """
     columns, nodes, values = table.columns.parameters, table.columns.nodes, table.columns.values
     count = table.num_segments
+    if not (state.zero_stage == 3).any():
+        return np.zeros(count), np.zeros(count)
     parameter, segment = columns.forward_use
     cut = (state.zero_stage[parameter] == 3) & (segment >= 0)
     gathered = sums_by(segment[cut], state.padded_bytes[parameter[cut]], count)

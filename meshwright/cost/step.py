@@ -77,6 +77,8 @@ class StepPricer:
             )
             for device in cluster.devices
         }
+        self.is_rounded = any(device.name != "cpu" for device in cluster.devices)
+        """Whether the allocator rounds (any accelerator)."""
         self._places = Places(cluster)
         self._orders: dict[tuple[object, ...], StageOrder] = {}
         self._stage_devices: dict[tuple[int, int], tuple[Device, int]] = {}
@@ -97,11 +99,6 @@ class StepPricer:
     def usable_bytes(self, device: str) -> int:
         """Memory a rank may use on a type of device."""
         return self._usable[device]
-
-    @property
-    def is_rounded(self) -> bool:
-        """Whether the allocator rounds (any accelerator)."""
-        return any(device.name != "cpu" for device in self.cluster.devices)
 
     def bound_s(self, table: CostTable, choice: Choice) -> float:
         """What a choice takes at least: its segments' own work, without data parallelism."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from meshwright.cost.columns import (
     sums_by,
 )
 from meshwright.cost.compression import codec_of
+from meshwright.cost.distinct import NodeKinds, SegmentSums, node_kinds
 from meshwright.cost.neighbors import exposed_ring_s
 from meshwright.cost.parameters import ParameterTable
 from meshwright.cost.put_off import PutOff, put_off
@@ -134,9 +136,10 @@ class CostTable:
         self.num_segments = self.columns.num_segments
         self._activations: dict[tuple[Recompute, ...], Activations] = {}
         self._times: dict[tuple[object, ...], SegmentTimes] = {}
+        self._segment_sums: dict[tuple[tuple[Recompute, ...], int], SegmentSums] = {}
         self._slice_times: dict[tuple[object, ...], dict[str, FloatArray]] = {}
         self._put_off: PutOff | None = None
-        self._node_times: dict[tuple[object, ...], tuple[FloatArray, FloatArray]] = {}
+        self._kind_times: dict[tuple[object, ...], tuple[FloatArray, FloatArray]] = {}
         self._crossings: dict[bytes, tuple[IntArray, IntArray]] = {}
         self._saved: dict[tuple[object, ...], tuple[IntArray, IntArray]] = {}
         self._transients: dict[tuple[object, ...], FloatArray] = {}
@@ -188,17 +191,29 @@ class CostTable:
         sizes["dp_replicate"] = 1
         return replace(split, axis_sizes=tuple(sizes.items()))
 
+    @cached_property
+    def _kinds(self) -> NodeKinds:
+        return node_kinds(self.columns)
+
     def _times_of_nodes(
         self, split: Split, roofline: Roofline, prices: CollectivePrices
     ) -> tuple[FloatArray, FloatArray]:
-        """Device time and communication time of every node, once."""
+        """Device time and communication time of every node."""
+        kind = self._kinds.kind_of_node
+        device_s, communication_s = self._times_of_kinds(split, roofline, prices)
+        return device_s[kind], communication_s[kind]
+
+    def _times_of_kinds(
+        self, split: Split, roofline: Roofline, prices: CollectivePrices
+    ) -> tuple[FloatArray, FloatArray]:
+        """Device time and communication time of a node of each kind, once."""
         key = (split, roofline)
-        if key not in self._node_times:
-            nodes, weights = self.columns.nodes, self.weights(split)
+        if key not in self._kind_times:
+            kinds, weights = self._kinds, self.weights(split)
             device_s = roofline.device_time_s(
-                nodes.flop * weights[nodes.flop_scale], nodes.num_bytes @ weights
+                kinds.flop * weights[kinds.flop_scale], kinds.num_bytes @ weights
             )
-            table = self.columns.collectives
+            table = kinds.collectives
             each_s = np.zeros(len(table.node))
             payload = table.num_bytes * weights[table.scale]
             for group, (kind, axes) in enumerate(table.groups):
@@ -214,12 +229,12 @@ class CostTable:
             self._compress(each_s, payload, split, roofline, prices)
             rings = [kind is CollectiveKind.RING for kind, _ in table.groups]
             is_ring = np.array(rings, dtype=np.bool_)[table.group]
-            communication_s = sums_by(table.node[~is_ring], each_s[~is_ring], len(nodes.segment))
+            communication_s = sums_by(table.node[~is_ring], each_s[~is_ring], kinds.count)
             if is_ring.any():
-                ring_s = sums_by(table.node[is_ring], each_s[is_ring], len(nodes.segment))
+                ring_s = sums_by(table.node[is_ring], each_s[is_ring], kinds.count)
                 communication_s += exposed_ring_s(ring_s, device_s)
-            self._node_times[key] = (device_s, communication_s)
-        return self._node_times[key]
+            self._kind_times[key] = (device_s, communication_s)
+        return self._kind_times[key]
 
     def _compress(
         self,
@@ -231,7 +246,7 @@ class CostTable:
     ) -> None:
         """Lower the times of collectives along ``tp`` that are faster compressed."""
         codec = codec_of(split.compression, self.item_bytes)
-        table = self.columns.collectives
+        table = self._kinds.collectives
         for group, (kind, axes) in enumerate(table.groups if codec is not None else ()):
             if codec is None or "tp" not in axes or kind in _INSIDE_OPERATORS:
                 continue
@@ -263,33 +278,39 @@ class CostTable:
         roofline: Roofline,
         prices: CollectivePrices,
     ) -> SegmentTimes:
-        nodes = self.columns.nodes
-        device_s, communication_s = self._times_of_nodes(split, roofline, prices)
-        again = self.activations(policies).recomputed
-        forward = np.flatnonzero(nodes.phase == FORWARD)
-        late = np.concatenate([np.flatnonzero(nodes.phase == BACKWARD), again])
-        # Segment -1 (free operators) is counted in the last place.
-        count = self.num_segments + 1
-
-        def total(rows: IntArray, amounts: FloatArray) -> FloatArray:
-            segments = nodes.segment[rows] % count
-            return sums_by(segments, amounts[rows], count)
-
-        forward_s, backward_s = total(forward, device_s), total(late, device_s)
-        forward_launch_s = roofline.exposed_launch_s(forward_s, total(forward, nodes.num_launches))
-        backward_launch_s = roofline.exposed_launch_s(backward_s, total(late, nodes.num_launches))
-        forward_communication_s = total(forward, communication_s)
-        prologue = nodes.phase == PROLOGUE
+        device_s, communication_s = self._times_of_kinds(split, roofline, prices)
+        forward, late = self._sums(policies, FORWARD), self._sums(policies, BACKWARD)
+        forward_s, backward_s = forward.of(device_s), late.of(device_s)
+        forward_launch_s = roofline.exposed_launch_s(forward_s, forward.num_launches)
+        backward_launch_s = roofline.exposed_launch_s(backward_s, late.num_launches)
+        forward_communication_s = forward.of(communication_s)
+        prologue = self._kinds.kind_of_node[self.columns.nodes.phase == PROLOGUE]
         return SegmentTimes(
             forward_s=forward_s[:-1],
             backward_s=backward_s[:-1],
             forward_launch_s=forward_launch_s[:-1],
             backward_launch_s=backward_launch_s[:-1],
             forward_communication_s=forward_communication_s[:-1],
-            backward_communication_s=total(late, communication_s)[:-1],
+            backward_communication_s=late.of(communication_s)[:-1],
             free_s=float(forward_s[-1] + forward_launch_s[-1] + forward_communication_s[-1]),
             prologue_s=float(device_s[prologue].sum() + communication_s[prologue].sum()),
         )
+
+    def _sums(self, policies: tuple[Recompute, ...], phase: int) -> SegmentSums:
+        """Sums over what runs in the forward, or in the backward with what is computed again."""
+        key = ((), phase) if phase == FORWARD else (policies, phase)
+        if key not in self._segment_sums:
+            nodes = self.columns.nodes
+            rows = np.flatnonzero(nodes.phase == phase)
+            if phase == BACKWARD:
+                rows = np.concatenate([rows, self.activations(policies).recomputed])
+            self._segment_sums[key] = SegmentSums(
+                self._kinds.kind_of_node[rows],
+                nodes.segment[rows],
+                num_launches=nodes.num_launches[rows],
+                count=self.num_segments,
+            )
+        return self._segment_sums[key]
 
     @property
     def put_off(self) -> PutOff:

@@ -358,6 +358,7 @@ class _Unfolding:
             use=self._uses(old.use),
             gradient_axes=tuple(map(old.gradient_axes.__getitem__, source)),
             has_gradient=self._copy(items, old.has_gradient),
+            is_cut=self._copy(items, old.is_cut),
             row_of_value=self._point(self.values, old.row_of_value, items),
         )
 

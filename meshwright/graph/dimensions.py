@@ -9,10 +9,11 @@ appearance. Equal segments label alike, so a plan speaks of segment classes.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from meshwright.graph.factors import FactorAnalysis, LeafFactor
-from meshwright.graph.opgraph import InputRole, Op
+from meshwright.graph.opgraph import InputRole, Op, TensorSpec
 from meshwright.graph.rules.base import Variant
 from meshwright.graph.segments import Segment, Segmentation
 
@@ -64,7 +65,7 @@ def exchanges_rows(label: str) -> bool:
 def label_dimensions(analysis: FactorAnalysis, segmentation: Segmentation) -> DimensionLabels:
     """Labels for every segment."""
     batch = _common_class(analysis, dim=0, other_than=None)
-    sequence = _common_class(analysis, dim=1, other_than=batch)
+    sequence = _common_class(analysis, dim=1, other_than=batch, within=_is_sequence)
     parameters = _parameter_views(analysis)
     by_segment = tuple(
         _label_segment(analysis, segment, batch, sequence, parameters)
@@ -115,11 +116,25 @@ def _is_kept(factor: LeafFactor) -> bool:
     return all(place is not None for place in factor.results)
 
 
-def _common_class(analysis: FactorAnalysis, *, dim: int, other_than: int | None) -> int | None:
-    """The class of a dim that most data inputs have."""
+def _is_sequence(spec: TensorSpec) -> bool:
+    """Whether data are tokens or vectors in a row: not features of a sample, not an image."""
+    is_float = spec.dtype.startswith(("float", "bfloat"))
+    return len(spec.shape) == (3 if is_float else 2)
+
+
+def _common_class(
+    analysis: FactorAnalysis,
+    *,
+    dim: int,
+    other_than: int | None,
+    within: Callable[[TensorSpec], bool] = lambda _: True,
+) -> int | None:
+    """The class of a dim that most data inputs ``within`` have."""
     counts: Counter[int] = Counter()
     for item in analysis.graph.inputs_of(InputRole.DATA):
         dims = analysis.value_dims[item.value]
+        if not within(analysis.graph.values[item.value]):
+            continue
         if len(dims) > dim and dims[dim] and dims[dim][0] != other_than:
             counts[dims[dim][0]] += 1
     return counts.most_common(1)[0][0] if counts else None

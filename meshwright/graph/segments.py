@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from meshwright.graph.homes import home_path
 from meshwright.graph.kinds import OpKinds, op_kinds
 from meshwright.graph.opgraph import InputRole, Op, OpGraph, Phase
 from meshwright.graph.rules.base import OpRule
@@ -35,7 +36,7 @@ class Segment:
     index: int
     segment_class: int
     name: str
-    """Common module path of its operators, for the reader."""
+    """Module path that nearly all of its work is under (``home_path``), for the reader."""
     forward_ops: tuple[int, ...]
     backward_ops: tuple[int, ...]
 
@@ -240,7 +241,7 @@ def _folded(
             Segment(
                 index=number,
                 segment_class=classes.setdefault(wiring, len(classes)),
-                name=_common_path([graph.ops[index].module_path for index in forward[number]]),
+                name=home_path(graph.ops[index] for index in forward[number]),
                 forward_ops=tuple(forward[number]),
                 backward_ops=tuple(backward[number]),
             )
@@ -261,16 +262,3 @@ def _wiring(kinds: OpKinds, ops: Sequence[int]) -> tuple[object, ...]:
             for index in ops
         ]
     )
-
-
-def _common_path(paths: list[str]) -> str:
-    parts = [path.split(".") for path in paths if path]
-    if not parts:
-        return ""
-    common = parts[0]
-    for path in parts[1:]:
-        length = 0
-        while length < min(len(common), len(path)) and common[length] == path[length]:
-            length += 1
-        common = common[:length]
-    return ".".join(common)

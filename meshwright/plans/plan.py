@@ -356,6 +356,8 @@ class Provenance(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed: int = 0
     pins: list[str] = []
     """What the user had decided, as ``plan --fix`` takes it."""
+    allow_unrunnable: bool = False
+    """Plans the runtime cannot carry could win."""
     torch_version: str = ""
     created_utc: str = ""
 

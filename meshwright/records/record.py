@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -14,6 +15,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from meshwright.records.kinds import KINDS, Kind, KindKeys
 from meshwright.strict_json import FieldError
 
 __all__ = [
@@ -29,10 +31,11 @@ __all__ = [
     "utc_now",
 ]
 
-RECORD_SCHEMA_VERSION = 1
+RECORD_SCHEMA_VERSION = 2
 
 Scalar = str | int | float | bool | None
 
+_KEYS: dict[str, KindKeys] = {str(kind): keys for kind, keys in KINDS.items()}
 _PACKAGES = ("meshwright", "torch", "numpy", "transformers")
 
 
@@ -88,6 +91,10 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Model names, one for each accelerator the driver lists."""
     system: str
     """Operating system and architecture, ``"Linux x86_64"``."""
+    driver: str = ""
+    """Of the accelerators, with its version; empty where there is none or it is not known."""
+    clocks_hz: dict[str, float] = {}
+    """By clock (``"cpu_max"``, ``"sm_max"``, ``"memory_max"``), where the system says."""
 
 
 class Software(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,9 +110,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     schema_version: int = RECORD_SCHEMA_VERSION
     kind: str
-    """What sort of thing was measured: ``step_time``, ``memory``, ``operator``..."""
+    """What sort of thing was measured; ``meshwright.records.kinds`` lists them, with their keys."""
     name: str
-    """Which one."""
+    """Which one: ``linear``, ``all_reduce``, a model..."""
+    device: str
+    """What it ran on, by the catalog's name (``h100-sxm-80gb``, ``cpu``); as its source names it
+    where the catalog does not know it."""
+    writer: str
+    """Who wrote it: ``"meshwright 0.1.0 profile ops"``, ``"meshwright 0.1.0 traces import"``."""
+    source: str = ""
+    """Where an imported figure stood: file name and sha256; empty where it was measured here."""
     machine: Machine
     software: Software
     method: str
@@ -116,9 +130,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     p90: float
     unit: str
     """Of the three values: ``s``, ``bytes``..."""
+    samples: tuple[float, ...] = ()
+    """Every repeat in the order they ran, outliers too, where they were kept."""
     measured_utc: str
-    """ISO 8601, UTC."""
+    """ISO 8601, UTC; empty where an imported figure does not say."""
     extra: dict[str, Scalar] = {}
+    """What identifies the measurement: shapes, dtype, degrees... by the keys of its kind."""
 
     def __post_init__(self) -> None:
         if self.schema_version != RECORD_SCHEMA_VERSION:
@@ -130,9 +147,35 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise FieldError("median", f"{self.median} is not between {self.p10} and {self.p90}")
         if not (math.isfinite(self.p10) and math.isfinite(self.p90)):
             raise FieldError("p90", f"and p10 must be finite, got {self.p10} and {self.p90}")
+        if self.num_repeats < 1:
+            raise FieldError("num_repeats", f"is {self.num_repeats}; a measurement has at least 1")
+        if self.samples:
+            self._check_samples()
+        self._check_kind()
+
+    def _check_samples(self) -> None:
+        if not all(map(math.isfinite, self.samples)):
+            raise FieldError("samples", "holds a value that is not finite")
+        if len(self.samples) != self.num_repeats:
+            raise FieldError("samples", f"holds {len(self.samples)} of {self.num_repeats} repeats")
+
+    def _check_kind(self) -> None:
+        """That the unit and the keys of ``extra`` are those of the kind."""
+        keys = _KEYS.get(self.kind)
+        if keys is None:
+            raise FieldError("kind", f"is {self.kind!r}; known: {', '.join(Kind)}")
+        if self.unit not in keys.units:
+            raise FieldError(
+                "unit", f"is {self.unit!r}; {self.kind} is measured in {' or '.join(keys.units)}"
+            )
         for key, value in self.extra.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise FieldError("extra", f"holds {value} for {key!r}; leave out what is not known")
+            if not keys.allows(key):
+                raise FieldError("extra", f"holds {key!r}, which is no key of {self.kind}")
+        for key in keys.required:
+            if self.extra.get(key) is None:
+                raise FieldError("extra", f"lacks {key!r}, which every {self.kind} needs")
 
 
 def describe_machine() -> Machine:
@@ -143,6 +186,8 @@ def describe_machine() -> Machine:
         memory_bytes=_memory_bytes(),
         accelerators=_accelerators(),
         system=f"{platform.system()} {platform.machine()}",
+        driver=_driver(),
+        clocks_hz=_clocks_hz(),
     )
 
 
@@ -198,3 +243,22 @@ def _accelerators() -> tuple[str, ...]:
             line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("Model")
         ]
     return tuple(names)
+
+
+def _driver() -> str:
+    """``"nvidia 580.82.07"``, from the kernel module's own words."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    version = re.search(r"Kernel Module\D*?(\d+(?:\.\d+)+)", text)
+    return f"nvidia {version[1]}" if version else ""
+
+
+def _clocks_hz() -> dict[str, float]:
+    """Highest clock the kernel allows the first core; others are added by who can read them."""
+    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
+    try:
+        return {"cpu_max": int(path.read_text(encoding="ascii")) * 1e3}
+    except (OSError, ValueError):
+        return {}

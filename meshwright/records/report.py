@@ -9,8 +9,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from meshwright.errors import BadRequest
+from meshwright.cluster import parse_cluster
+from meshwright.errors import BadRequest, PlannerError
+from meshwright.records.kinds import Kind
 from meshwright.records.record import Machine, Record, Scalar, Software, Timing
+from meshwright.records.writing import make_record
 from meshwright.strict_json import FieldError, convert, dump_json, load_json, read_source
 
 __all__ = [
@@ -139,13 +142,16 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def to_records(self) -> list[Record]:
         """The report as Records: one of the step time, one for each kind of memory of a rank."""
         predicted_s = None if self.predicted is None else self.predicted.step_time_s
+        timing = self.step_time
         records = [
             self._record(
-                kind="step_time",
-                method=self.method,
-                values=(self.step_time.p10_s, self.step_time.median_s, self.step_time.p90_s),
-                num_repeats=self.step_time.num_repeats,
+                kind=Kind.STEP_TIME,
                 unit="s",
+                method=self.method,
+                median=timing.median_s,
+                p10=timing.p10_s,
+                p90=timing.p90_s,
+                samples=timing.times_s,
                 extra={
                     "samples_per_s": self.samples_per_s,
                     "tokens_per_s": self.tokens_per_s,
@@ -155,14 +161,12 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ]
         for item in self.memory:
             for cause in ("parameter", "gradient", "optimizer", "activation"):
-                held_bytes: int = getattr(item, f"{cause}_bytes")
                 records.append(
                     self._record(
-                        kind="memory",
-                        method="bytes of the tensors the rank held at its fullest",
-                        values=(held_bytes, held_bytes, held_bytes),
-                        num_repeats=1,
+                        kind=Kind.MEMORY,
                         unit="bytes",
+                        method="bytes of the tensors the rank held at its fullest",
+                        median=getattr(item, f"{cause}_bytes"),
                         extra={"rank": item.rank, "cause": cause},
                     )
                 )
@@ -171,14 +175,15 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def _record(
         self,
         *,
-        kind: str,
-        method: str,
-        values: tuple[float, float, float],
-        num_repeats: int,
+        kind: Kind,
         unit: str,
+        method: str,
+        median: float,
+        p10: float | None = None,
+        p90: float | None = None,
+        samples: tuple[float, ...] = (),
         extra: dict[str, Scalar],
     ) -> Record:
-        p10, median, p90 = values
         run: dict[str, Scalar] = {
             "plan_sha256": self.plan_sha256,
             "graph_sha256": self.graph_sha256,
@@ -187,20 +192,35 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "num_microbatches": self.num_microbatches,
             **{f"mesh_{axis}": size for axis, size in self.mesh.items()},
         }
-        return Record(
+        return make_record(
             kind=kind,
             name=self.model,
+            device=_devices_of(self.cluster),
+            verb="run",
+            method=method,
+            unit=unit,
+            median=median,
+            p10=p10,
+            p90=p90,
+            num_repeats=max(1, len(samples)),
+            samples=samples,
+            extra=run | extra,
             machine=self.machine,
             software=self.software,
-            method=method,
-            num_repeats=num_repeats,
-            median=float(median),
-            p10=float(p10),
-            p90=float(p90),
-            unit=unit,
             measured_utc=self.measured_utc,
-            extra=run | extra,
         )
+
+
+def _devices_of(cluster: str) -> str:
+    """Names of the kinds of devices of a cluster; ``cluster`` itself where it cannot be read now.
+
+    It may be a file that is gone by then.
+    """
+    try:
+        devices = parse_cluster(cluster).devices
+    except PlannerError:
+        return cluster
+    return "+".join(dict.fromkeys(device.name for device in devices))
 
 
 def read_step_report(path_or_text: str | os.PathLike[str]) -> StepReport:

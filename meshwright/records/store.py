@@ -1,131 +1,187 @@
-"""An append-only store of Records: one JSON object a line, each with its own checksum.
+"""The record store: a directory of Parquet files to which Records are only ever added.
 
-A line is ``{"sha256": "<first 16 digits>", "record": {...}}``; the checksum is of the record's
-canonical form (keys sorted, no blanks), so a tool may reformat the line. Appending is one
-``write`` to a file opened with ``O_APPEND``, then ``fsync``: processes may append at once, and a
-crash can tear only the last line, which reading skips and names.
+Each ``append`` is one new file that is there whole or not at all; ``compact`` turns many small
+ones into few. ``docs/records.md`` describes the files and what the store promises.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-import msgspec
-
-from meshwright.errors import BadRequest, PlannerError
+from meshwright.errors import BadRequest
+from meshwright.records import pruning, upkeep
+from meshwright.records.files import (
+    LOCK_NAME,
+    MAX_FILE_BYTES,
+    commit_file,
+    locked,
+    store_name,
+    sync_folder,
+)
+from meshwright.records.layout import ROWS_PER_GROUP, Group, file_of, table_of
+from meshwright.records.pruning import Pruned
+from meshwright.records.query import Query
 from meshwright.records.record import Record
-from meshwright.strict_json import JsonValue, convert, load_json, one_line
+from meshwright.records.scan import failure, scan
+from meshwright.records.upkeep import Compacted, Merged, Verification
+from meshwright.strict_json import one_line
 
 __all__ = ["RecordStore"]
 
-_MAX_LINE_BYTES = 2**20
-_CHECKSUM_DIGITS = 16
+_EVERYTHING = Query()
 
 
 class RecordStore:
-    """Records in a file (``*.jsonl``) or in ``records.jsonl`` of a directory."""
+    """Records in a directory.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        given = Path(path)
-        self.path = given if given.suffix == ".jsonl" else given / "records.jsonl"
+    Several processes of one host may use a store at once, each through an object of its own; of
+    several threads each needs an object of its own too.
+    """
 
-    def append(self, *records: Record) -> None:
-        """Add ``records`` at the end; they are on disk when this returns.
+    def __init__(self, path: str | os.PathLike[str], *, compact_after: int = 256) -> None:
+        """The store at ``path``, which ``append`` makes where it does not exist.
 
-        Raises:
-            BadRequest: the file cannot be written.
+        After ``compact_after`` appends this object joins the files it wrote into one, so that who
+        appends Records one by one leaves no thousands of files.
         """
-        if not records:
-            return
-        data = b"".join(_line(record) for record in records)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                _append(descriptor, data)
-            finally:
-                os.close(descriptor)
-        except (OSError, ValueError) as exc:
-            raise BadRequest(
-                f"{one_line(str(self.path))}: cannot add records: {one_line(str(exc))}"
-            ) from exc
+        self.path = Path(path)
+        self._compact_after = compact_after
+        self._written: list[tuple[str, Any]] = []
+        """Name and table of the files this object wrote and has not joined."""
+        self._last_ns = 0
 
-    def read(self) -> tuple[list[Record], list[str]]:
-        """All records that are whole, and one line about each that is not.
-
-        A store that does not exist yet is empty.
+    def append(self, records: Iterable[Record]) -> None:
+        """Add ``records``: all are on the disk when this returns, none where it raises.
 
         Raises:
-            BadRequest: the file cannot be read.
+            BadRequest: the store cannot be written, or a Record cannot be stored.
+        """
+        table = table_of(records)
+        if not table.num_rows:
+            return
+        try:
+            name = self._commit(table)
+        except OSError as exc:
+            raise failure(self.path, "add", exc) from exc
+        is_small = table.num_rows <= ROWS_PER_GROUP
+        if is_small:
+            self._written.append((name, table))
+        if not is_small or len(self._written) >= self._compact_after:
+            upkeep.join_own(self.path, self._written)
+            self._written = []
+
+    def _commit(self, table: Any) -> str:
+        if not (self.path / LOCK_NAME).exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            sync_folder(self.path.parent)
+            with locked(self.path, alone=True, wait=False):
+                pass  # readers that come now find the lock
+        data = file_of([table])
+        if len(data) > MAX_FILE_BYTES:
+            raise BadRequest(
+                f"{one_line(str(self.path))}: {table.num_rows} records are more than one file of "
+                f"{MAX_FILE_BYTES // 2**20} MiB holds; append fewer at once"
+            )
+        self._last_ns = max(time.time_ns(), self._last_ns + 1000)
+        name = store_name(data, written_ns=self._last_ns)
+        commit_file(self.path, name, data)
+        return name
+
+    def read(self, query: Query = _EVERYTHING) -> tuple[list[Record], list[str]]:
+        """The Records that ``query`` accepts and that are whole, and what is wrong with the store.
+
+        Each problem is one line about one file. Of one writer the Records come in the order in
+        which they were appended. A store that does not exist yet is empty.
+
+        Raises:
+            BadRequest: the directory cannot be read.
         """
         records: list[Record] = []
         problems: list[str] = []
-        try:
-            with self.path.open("rb") as file:
-                for number, line in enumerate(_lines(file), start=1):
-                    name = f"{one_line(str(self.path))}: line {number}"
-                    if not line.strip():
-                        continue
-                    try:
-                        records.append(_record(line, name))
-                    except PlannerError as exc:
-                        problems.append(f"{exc}; skipped")
-        except FileNotFoundError:
-            return [], []
-        except (OSError, ValueError) as exc:
-            raise BadRequest(
-                f"{one_line(str(self.path))}: cannot read records: {one_line(str(exc))}"
-            ) from exc
+        seen: set[bytes] = set()
+        for found in scan(self.path, query):
+            if found.problem:
+                problems.append(found.problem)
+            for checksum, record in found.whole_rows:
+                if checksum not in seen:
+                    seen.add(checksum)
+                    records.append(record)
         return records, problems
 
+    def query(
+        self,
+        *,
+        kind: str | None = None,
+        name: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        machine: str | None = None,
+    ) -> tuple[list[Record], list[str]]:
+        """``read`` of the Records for which every condition given holds; see ``Query``."""
+        return self.read(Query(kind=kind, name=name, device=device, dtype=dtype, machine=machine))
 
-def _append(descriptor: int, data: bytes) -> None:
-    size = os.fstat(descriptor).st_size
-    if size and os.pread(descriptor, 1, size - 1) != b"\n":
-        data = b"\n" + data  # a crash tore the last line; keep ours apart from it
-    written = os.write(descriptor, data)
-    if written != len(data):
-        raise OSError(f"only {written} of {len(data)} bytes were written; is the disk full?")
-    os.fsync(descriptor)
+    def count(self, query: Query = _EVERYTHING) -> tuple[dict[Group, int], list[str]]:
+        """How many Records of each kind, name, device, dtype and machine; and the problems.
 
+        Raises:
+            BadRequest: the directory cannot be read.
+        """
+        return upkeep.count(self.path, query)
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines of ``file``; of one that is too long, as much as shows that it is."""
-    while line := file.readline(_MAX_LINE_BYTES + 1):
-        rest = line
-        while len(rest) > _MAX_LINE_BYTES and not rest.endswith(b"\n"):
-            rest = file.readline(_MAX_LINE_BYTES + 1)
-        yield line
+    def verify(self) -> Verification:
+        """What every file holds, by its own checksum and those of its rows.
 
+        Raises:
+            BadRequest: the directory cannot be read.
+        """
+        return upkeep.verify(self.path)
 
-def _line(record: Record) -> bytes:
-    # Read back before it is written: what the store holds, the store can read.
-    plain = load_json(msgspec.json.encode(record), error=BadRequest, name="record")
-    line = json.dumps(
-        {"sha256": _checksum(plain), "record": plain}, ensure_ascii=False, separators=(",", ":")
-    )
-    data = line.encode("utf-8") + b"\n"
-    if len(data) > _MAX_LINE_BYTES:
-        raise BadRequest(f"record {one_line(record.name)}: {len(data)} bytes are too many for one")
-    return data
+    def merge(self, other: RecordStore) -> Merged:
+        """Add the Records of ``other`` that are whole and not here yet; ``other`` stays as it is.
 
+        Raises:
+            BadRequest: one of the two cannot be read, or this one not be written.
+        """
+        return upkeep.merge(self.path, other.path)
 
-def _record(line: bytes, name: str) -> Record:
-    if len(line) > _MAX_LINE_BYTES:
-        raise BadRequest(f"{name}: longer than {_MAX_LINE_BYTES} bytes")
-    value = load_json(line, error=BadRequest, name=name)
-    if not isinstance(value, dict) or set(value) != {"sha256", "record"}:
-        raise BadRequest(f"{name}: not a line of a record store")
-    if value["sha256"] != _checksum(value["record"]):
-        raise BadRequest(f"{name}: the checksum does not match")
-    return convert(value["record"], Record, error=BadRequest, name=name)
+    def compact(self) -> Compacted:
+        """Join small files, drop rows that stand twice; Records and their order stay the same.
 
+        Files with damage are left as they are.
 
-def _checksum(value: JsonValue) -> str:
-    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()[:_CHECKSUM_DIGITS]
+        Raises:
+            BadRequest: the store cannot be read or written.
+        """
+        return upkeep.compact(self.path)
+
+    def prune(
+        self,
+        *,
+        keep_newest: int | None = None,
+        before_utc: str | None = None,
+        duplicates: bool = False,
+        damaged: bool = False,
+    ) -> Pruned:
+        """Remove Records, and what interrupted writers left.
+
+        Args:
+            keep_newest: Of those that measure the same on the same hardware keep only so many.
+            before_utc: Remove those measured before this time (ISO 8601); not those that do not
+                say when.
+            duplicates: Of those that are equal in everything keep the first.
+            damaged: Replace files with damage by what is whole in them.
+
+        Raises:
+            BadRequest: the store cannot be read or written, or a condition has no sense.
+        """
+        return pruning.prune(
+            self.path,
+            keep_newest=keep_newest,
+            before_utc=before_utc,
+            duplicates=duplicates,
+            damaged=damaged,
+        )

@@ -12,6 +12,7 @@ from meshwright.cost.model import AnalyticCostModel
 from meshwright.cost.step import StepCost
 from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan
 from meshwright.solvers.decision import Skeleton, Strategy
+from meshwright.solvers.module_pins import ModulePins, module_pins
 from meshwright.solvers.pins import NO_PINS, Pins
 
 __all__ = ["Candidate", "Progress", "Proposer", "SearchContext", "SolveResult", "SolveStatus"]
@@ -27,6 +28,8 @@ class SolveStatus(StrEnum):
     """The whole space was searched."""
     STOPPED = "stopped"
     """Some of the space was left out to save time."""
+    SAMPLED = "sampled"
+    """As many plans of the space were tried as the solver always tries."""
     NOTHING_FITS = "nothing_fits"
     NOT_APPLICABLE = "not_applicable"
     """The solver has no plan for such a graph or cluster."""
@@ -58,10 +61,30 @@ class SearchContext:
 
     def allows(self, skeleton: Skeleton) -> bool:
         """Whether plans on the skeleton can respect the user's pins."""
-        return self.pins.allows_skeleton(skeleton)
+        sizes = skeleton.sizes
+        if not self.pins.allows_skeleton(skeleton) or not self.module_pins.allows_sizes(sizes):
+            return False
+        if self.pins.sequence_parallel and self.sequence_size % sizes["tp"]:
+            return False
+        hosts = self.cluster.hosts
+        return all(
+            host < len(hosts) and skeleton.num_devices_per_stage <= hosts[host].num_devices
+            for _, host in self.pins.hosts
+        )
+
+    @property
+    def module_pins(self) -> ModulePins:
+        """The user's pins of modules, resolved to segments."""
+        return module_pins(self.model, self.pins)
+
+    @property
+    def sequence_size(self) -> int:
+        """Parts the sequence divides into; 1 where the data have none."""
+        sequence = self.model.labels.sequence
+        return 1 if sequence is None else self.model.analysis.class_size[sequence]
 
     def allows_strategy(self, strategy: Strategy) -> bool:
-        """Whether a segment may use the strategy, by the user's pins."""
+        """Whether a segment without pins of its own may use the strategy."""
         return self.pins.allows_strategy(strategy)
 
     def report(self, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from meshwright import __version__
 from meshwright.graph.dimensions import BATCH
@@ -23,11 +24,13 @@ _DATA_AXES = ("dp_replicate", "dp_shard")
 
 
 def decided_plan(context: SearchContext, decision: Decision, *, solver: str) -> ParallelPlan:
-    """The plan, without a prediction.
+    """The plan, without a prediction; every segment does what its pins want (``ModulePins``).
 
     Where no segment uses ZeRO, ``dp_shard`` joins ``dp_replicate``: the two are the same then.
     """
     skeleton = decision.skeleton
+    strategies = context.module_pins.strategies(decision.strategies)
+    decision = replace(decision, strategies=strategies)
     sizes = skeleton.sizes
     if all(strategy.zero_stage == 0 for strategy in decision.strategies):
         sizes["dp_replicate"] *= sizes["dp_shard"]
@@ -67,18 +70,17 @@ def _segments(
     context: SearchContext, decision: Decision, sizes: dict[str, int]
 ) -> list[SegmentPlan]:
     """For each class what most of its segments do, then its exceptions."""
-    classes = context.model.segment_classes
+    segments = context.model.segmentation.segments
+    mine: dict[int, list[int]] = {}
+    for segment in segments:
+        mine.setdefault(segment.segment_class, []).append(segment.index)
     found = []
-    for representative in context.model.segmentation.representatives():
-        number = representative.segment_class
-        mine = [segment for segment, other in enumerate(classes) if other == number]
-        used = Counter(decision.strategies[segment] for segment in mine)
-        (general, _), *special = used.most_common()
-        found.append(_entry(number, representative.name, general, sizes, None))
-        for strategy, _ in special:
-            where = [segment for segment in mine if decision.strategies[segment] == strategy]
-            at = runs_of(where)
-            found.append(_entry(number, representative.name, strategy, sizes, at))
+    for number in sorted(mine):
+        used = Counter(decision.strategies[segment] for segment in mine[number])
+        for place, (strategy, _) in enumerate(used.most_common()):
+            where = [one for one in mine[number] if decision.strategies[one] == strategy]
+            at = runs_of(where) if place else None
+            found.append(_entry(number, segments[where[0]].name, strategy, sizes, at))
     return found
 
 

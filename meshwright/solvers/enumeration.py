@@ -1,7 +1,8 @@
 """Every plan of a small instance, exactly priced: the oracle that other solvers are held against.
 
 The space is all skeletons of the context, times a strategy for each segment class, times every way
-of cutting the segments into stages, times the schedules of a pipeline. Nothing is estimated. A plan
+of cutting the segments into stages, times the schedules of a pipeline, without offload of optimizer
+state. Nothing is estimated. A plan
 is left out only where its segments' own work, which no schedule can do faster, takes longer than
 the best plan found: so the best plan is proven to be the best of the space.
 """
@@ -94,6 +95,8 @@ class Enumeration:
         num_classes = context.model.segmentation.num_classes
         stages: dict[_Way, list[int]] = {}
         for strategy in strategies_for(context, skeleton):
+            if strategy.offload:
+                continue
             way = (strategy.sharding, strategy.recompute)
             stages.setdefault(way, []).append(strategy.zero_stage)
         for ways in itertools.product(stages, repeat=num_classes):
@@ -171,7 +174,7 @@ def num_plans(
     num_segments = len(context.model.segment_classes)
     num_classes = context.model.segmentation.num_classes
     return sum(
-        len(strategies_for(context, skeleton)) ** num_classes
+        sum(not s.offload for s in strategies_for(context, skeleton)) ** num_classes
         * math.comb(num_segments - 1, skeleton.num_stages - 1)
         for skeleton in _with_schedules(context, schedules)
     )

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import msgspec
 import numpy as np
@@ -23,7 +22,7 @@ from meshwright.cost.columns import FloatArray, IntArray
 from meshwright.cost.offload import offload_time_s
 from meshwright.cost.pipeline import simulate_many
 from meshwright.cost.stage_work import exposed_s
-from meshwright.cost.step import StepCost, StepPricer
+from meshwright.cost.step import StepCost
 from meshwright.plans.runnable import unrunnable_reasons
 from meshwright.solvers.base import Candidate, SearchContext
 from meshwright.solvers.decided import decided_plan
@@ -33,9 +32,9 @@ from meshwright.solvers.segment_costs import (
     SegmentCosts,
     price_segments,
     split_of_skeleton,
-    stage_rooflines,
 )
-from meshwright.spmd.schedule import num_in_flight
+from meshwright.solvers.space_stages import SpaceStages
+from meshwright.spmd.parameters import STEP_BYTES
 
 __all__ = ["Evaluated", "PlanSpace", "candidate_of_decision", "price_decision"]
 
@@ -63,7 +62,9 @@ class PlanSpace:
     def __init__(
         self, context: SearchContext, skeleton: Skeleton, strategies: Sequence[Strategy]
     ) -> None:
-        """Price every strategy for every segment.
+        """Price every strategy for every segment, in the form the user's pins give it there.
+
+        ``strategies`` come first; further forms of theirs follow.
 
         Raises:
             PlanRefused: the graph cannot be sharded as one of them wants.
@@ -71,12 +72,14 @@ class PlanSpace:
         assert strategies, "at least one strategy"
         self.context = context
         self.skeleton = skeleton
-        self.strategies = tuple(strategies)
+        self.strategies, self._places = context.module_pins.forms(strategies)
         self.costs: SegmentCosts = price_segments(context, skeleton, self.strategies)
+        if self._places is not None:
+            self.costs = self.costs.in_forms(self._places)
         self.num_segments = self.costs.amounts.shape[0]
         self.num_strategies = len(self.strategies)
         self._split = split_of_skeleton(skeleton)
-        self._stages = _Stages(context, skeleton, self.costs)
+        self._stages = SpaceStages(context, skeleton, self.costs)
         self._flat = self.costs.amounts.reshape(-1, self.costs.amounts.shape[2])
 
     @property
@@ -112,6 +115,8 @@ class PlanSpace:
         """
         assert assignment.shape[1] == self.num_segments, "one strategy for each segment"
         assert starts.shape == (len(assignment), self.skeleton.num_stages), "one start a stage"
+        if self._places is not None:
+            assignment = self._places[np.arange(self.num_segments), assignment]
         if not len(assignment):
             return Evaluated(time_s=np.zeros(0), excess=np.zeros(0))
         size = max(1, _CHUNK_AMOUNTS // (self.num_segments * self._flat.shape[1]))
@@ -162,8 +167,10 @@ class PlanSpace:
         moment = np.maximum.reduceat(
             self._moments(rows, starts, stage_of, assignment).ravel(), bounds
         ).reshape(starts.shape)
-        excess = self._excess(sums, moment, passing, assignment)
-        return (*self._stage_times_s(sums, assignment[:, 0]), *near_s, far_s[:, None]), excess
+        waiting = self._put_off(assignment, bounds)
+        excess = self._excess(sums, moment, passing, assignment, waiting[:, :, -1])
+        times = self._stage_times_s(sums, assignment[:, 0], waiting)
+        return (*times, *near_s, far_s[:, None]), excess
 
     def _reshard(self, rows: FloatArray, assignment: IntArray) -> None:
         """Add what lies between neighbors of unequal sharding."""
@@ -179,10 +186,21 @@ class PlanSpace:
             rows[plan, segment + 1, place] += extra[0]
             rows[plan, segment, place + 1] += extra[1]
 
+    def _put_off(self, assignment: IntArray, bounds: IntArray) -> FloatArray:
+        """(n, P, R + 1) of every stage what ``SegmentCosts.put_off`` says of segments."""
+        put_off = self.costs.put_off
+        count, num_segments = assignment.shape
+        if put_off is None:
+            return np.zeros((count, len(bounds) // count, len(self.costs.rooflines) + 1))
+        rows = put_off[np.arange(num_segments), assignment].reshape(count * num_segments, -1)
+        return np.add.reduceat(rows, bounds, axis=0).reshape(count, len(bounds) // count, -1)
+
     # Time --------------------------------------------------------------------------------------
 
-    def _stage_times_s(self, sums: FloatArray, first: IntArray) -> tuple[FloatArray, ...]:
-        """(n, P) seconds of a micro-batch's forward and backward, and of what comes after all."""
+    def _stage_times_s(
+        self, sums: FloatArray, first: IntArray, put_off: FloatArray
+    ) -> tuple[FloatArray, ...]:
+        """(n, P) seconds of each: forward, backward, its part that can wait; what comes last."""
         costs, stages = self.costs, self._stages
         picked = stages.pick(sums)
         column, hides = costs.column, stages.hides
@@ -190,7 +208,12 @@ class PlanSpace:
         there = exposed_s(sums[:, :, column("forward_gather_s")], picked[0], hides)
         back = exposed_s(sums[:, :, column("backward_gather_s")], picked[1], hides)
         there += picked[0::2].sum(axis=0) + costs.free_s[stages.roofline][:, first].T
-        back += picked[1::2].sum(axis=0) + exposed_s(often, picked[1], hides)
+        often_s = exposed_s(often, picked[1], hides)
+        back += picked[1::2].sum(axis=0) + often_s
+        weight_s = np.zeros(back.shape)
+        if costs.put_off is not None:
+            own = stages.roofline[None, :, None]
+            weight_s = np.take_along_axis(put_off, own, axis=2)[:, :, 0] + often_s
         tail_s = exposed_s(once, picked[1], hides) + sums[:, :, column("publish_s")]
         tail_s += costs.prologue_s[stages.roofline][:, first].T
         tail_s += sums[:, :, column("step_traffic")] / stages.bytes_per_s
@@ -200,12 +223,13 @@ class PlanSpace:
             link_bytes_per_s=stages.to_host_bytes_per_s,
         )
         tail_s += stages.tied_s(sums[:, :, column("tied")])
-        return there, back, tail_s
+        return there, back, np.minimum(weight_s, back), tail_s
 
     def _pipeline_s(
         self,
         forward_s: FloatArray,
         backward_s: FloatArray,
+        weight_s: FloatArray,
         tail_s: FloatArray,
         forward_transfer_s: FloatArray,
         backward_transfer_s: FloatArray,
@@ -223,10 +247,15 @@ class PlanSpace:
                 num_microbatches=micro,
                 forward_transfer_s=forward_transfer_s,
                 backward_transfer_s=backward_transfer_s,
+                weight_s=weight_s,
                 tail_s=tail_s,
             )
         both = forward_s + backward_s
-        through_s = both.sum(axis=1) + (micro - 1) * both.max(axis=1)
+        busiest = both.argmax(axis=1)[:, None]
+        # What is put off neither delays the stages that wait nor idles (``closed_form_s``).
+        filling = np.maximum(both - 2 * weight_s, 0.0)
+        np.put_along_axis(filling, busiest, 0.0, axis=1)
+        through_s = filling.sum(axis=1) + micro * both.max(axis=1)
         transfer_s = forward_transfer_s.sum(axis=1) + backward_transfer_s.sum(axis=1)
         return np.asarray(through_s + tail_s.max(axis=1) + transfer_s + far_s[:, 0])
 
@@ -318,106 +347,29 @@ class PlanSpace:
         return np.where(chunks, 2.0, 1.0)
 
     def _excess(
-        self, sums: FloatArray, moment: FloatArray, passing: FloatArray, assignment: IntArray
+        self,
+        sums: FloatArray,
+        moment: FloatArray,
+        passing: FloatArray,
+        assignment: IntArray,
+        waiting: FloatArray,
     ) -> FloatArray:
         """(n,) peak of the fullest stage over its capacity, less 1."""
         column, stages = self.costs.column, self._stages
         gradients = sums[:, :, column("gradients")]
         always = sums[:, :, column("parameters")] + sums[:, :, column("optimizer")]
         always += self.costs.shared_bytes[assignment[:, :1]]
-        computing = moment + passing + (stages.in_flight - 1) * sums[:, :, column("kept")]
+        kept = sums[:, :, column("kept")]
+        computing = moment + passing + stages.held(kept, waiting) - kept
         if self.skeleton.num_microbatches > 1:
             computing += gradients
-        after = gradients + sums[:, :, column("step")]
+        after = gradients + np.minimum(sums[:, :, column("step")], STEP_BYTES)
         if self._split.data_parallel > 1:
             bucket = self.skeleton.communication.bucket_bytes
             last = np.minimum(bucket, sums[:, :, column("local")])
             after = np.maximum(after, gradients + self._copies(assignment)[:, None] * last)
         peak = always + np.maximum(computing, after)
         return np.asarray((peak / stages.capacity_bytes).max(axis=1) - 1.0)
-
-
-class _Stages:
-    """What the stages of a skeleton have, whatever runs on them; arrays of shape (P,)."""
-
-    def __init__(self, context: SearchContext, skeleton: Skeleton, costs: SegmentCosts) -> None:
-        pricer, count = context.model.pricer, skeleton.num_stages
-        each = skeleton.num_devices_per_stage
-        found = stage_rooflines(context, skeleton)
-        self.roofline = np.array([costs.rooflines.index(roofline) for roofline in found])
-        self.hides = np.array([roofline.queue_runs_ahead for roofline in found])
-        self.bytes_per_s = np.array([roofline.bytes_per_s for roofline in found])
-        self.to_host_bytes_per_s = np.array([roofline.to_host_bytes_per_s for roofline in found])
-        self.capacity_bytes = np.array(
-            [float(pricer.device_of_stage(stage * each, each)[1]) for stage in range(count)]
-        )
-        self.in_flight = np.array(
-            [
-                num_in_flight(
-                    skeleton.schedule,
-                    stage=stage,
-                    num_stages=count,
-                    num_microbatches=skeleton.num_microbatches,
-                )
-                for stage in range(count)
-            ],
-            dtype=np.float64,
-        )
-        self.gathers = any(strategy.zero_stage == 3 for strategy in costs.strategies)
-        self.keeps_chunks = np.array(
-            [s.zero_stage >= 2 and skeleton.sizes["dp_shard"] > 1 for s in costs.strategies]
-        )
-        self._num_rooflines = len(costs.rooflines)
-        self._latency_s, self._s_per_byte = _lines(pricer, count, each)
-
-    def pick(self, sums: FloatArray) -> FloatArray:
-        """(times, n, P) from (n, P, C): each stage's own roofline."""
-        width = len(TIMES)
-        if self._num_rooflines == 1:
-            return np.moveaxis(sums[:, :, :width], 2, 0)
-        own = self.roofline[:, None] * width + np.arange(width)
-        return np.moveaxis(np.take_along_axis(sums, own[None], axis=2), 2, 0)
-
-    def send_s(
-        self, num_bytes: FloatArray, source: IntArray, target: IntArray | None = None
-    ) -> FloatArray:
-        """Seconds of one message each; to the next stage by default."""
-        target = source + 1 if target is None else target
-        line = self._latency_s[source, target] + num_bytes * self._s_per_byte[source, target]
-        return np.where(num_bytes > 0, line, 0.0)
-
-    def tied_s(self, tied_bytes: FloatArray) -> FloatArray:
-        """(n, P) exchange of tied gradients between the first and the last holder."""
-        holds = tied_bytes > 0
-        if tied_bytes.shape[1] == 1 or not holds.any():
-            return np.zeros(tied_bytes.shape)
-        first = holds.argmax(axis=1)
-        last = holds.shape[1] - 1 - holds[:, ::-1].argmax(axis=1)
-        seconds = np.where(
-            holds.sum(axis=1) > 1, self.send_s(tied_bytes.max(axis=1), first, last), 0.0
-        )
-        return np.asarray(holds * seconds[:, None])
-
-
-_Lines = tuple[FloatArray, FloatArray]
-_LINES: WeakKeyDictionary[StepPricer, dict[tuple[int, int], _Lines]]
-_LINES = WeakKeyDictionary()
-
-
-def _lines(pricer: StepPricer, num_stages: int, num_devices: int) -> _Lines:
-    """(P, P) latency and seconds per byte of a message between equal stages."""
-    known = _LINES.setdefault(pricer, {})
-    key = (num_stages, num_devices)
-    if key not in known:
-        first = [stage * num_devices for stage in range(num_stages)]
-        # A message's time is affine in its bytes: two of them tell the line.
-        few, many = (
-            np.array([[pricer.prices.send_time_s(size, a, b) for b in first] for a in first])
-            for size in (1.0, 1e9)
-        )
-        slope = (many - few) / (1e9 - 1.0)
-        known[key] = (few - slope, slope)
-    return known[key]
 
 
 # One decision ----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from meshwright.solvers.base import Candidate, SearchContext, SolveResult, SolveStatus
 from meshwright.solvers.evaluate import candidate_of_decision
 from meshwright.solvers.schedules import with_schedules
-from meshwright.solvers.survey import Survey, everything, narrow, survey
+from meshwright.solvers.survey import Survey, scope_of, survey
 
 __all__ = ["Exhaustive"]
 
@@ -45,8 +45,7 @@ class Exhaustive:
         """The best uniform plans, fastest first; the one nearest to fitting where none fits."""
         start_s = time.monotonic()
         if self._look is None:
-            within = everything if context.level == "O2" else narrow
-            found = survey(context, within=within, deadline_s=deadline_s)
+            found = survey(context, within=scope_of(context), deadline_s=deadline_s)
         else:
             found = self._look(deadline_s)
         fitting = found.fitting
@@ -64,10 +63,14 @@ class Exhaustive:
                 candidates.append(
                     candidate_of_decision(context, uniform.decision, solver=self.name)
                 )
+        rest = [uniform.time_s for uniform in fitting[_SHORTLIST:]]
+        best_s = [candidate.time_s for candidate in candidates[:1] if candidate.cost.fits]
         return SolveResult(
             candidates=tuple(candidates),
             evaluations=found.evaluations + len(candidates),
             seconds=time.monotonic() - start_s,
             status=status,
             notes=found.notes,
+            # What was not priced exactly takes at least its estimate.
+            bound_s=min(best_s + rest, default=None) if found.is_complete else found.bound_s,
         )

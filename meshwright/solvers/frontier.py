@@ -15,12 +15,13 @@ import numpy as np
 
 from meshwright.cost.columns import IntArray
 from meshwright.errors import PlanRefused
+from meshwright.plans.plan import Recompute
 from meshwright.solvers.base import SearchContext
 from meshwright.solvers.decision import Decision, Sharding, Skeleton
 from meshwright.solvers.evaluate import PlanSpace
 from meshwright.solvers.mixture import Mixture, best_mixture, polished
 from meshwright.solvers.skeletons import shardings_for, strategies_for
-from meshwright.solvers.survey import Survey, Surveyed, everything, survey
+from meshwright.solvers.survey import Survey, Surveyed, Uniform, everything, survey
 
 __all__ = ["Found", "Frontier"]
 
@@ -65,7 +66,7 @@ class Frontier:
         return self._survey
 
     def space(self, skeleton: Skeleton, shardings: tuple[Sharding, ...]) -> PlanSpace:
-        """All strategies of some ways of sharding.
+        """All strategies of some ways of sharding; offload only where memory is tight.
 
         Raises:
             PlanRefused: the graph cannot be sharded so, or the pins leave nothing.
@@ -77,10 +78,17 @@ class Frontier:
                 for strategy in strategies_for(self.context, skeleton)
                 if strategy.sharding in shardings
             ]
+            if not self._is_tight(skeleton):
+                strategies = [s for s in strategies if not s.offload] or strategies
             if not strategies:
                 raise PlanRefused("the pins leave no strategy")
             self._spaces[key] = PlanSpace(self.context, skeleton, strategies)
         return self._spaces[key]
+
+    def promising(self, at_most: int, deadline_s: float | None = None) -> tuple[Skeleton, ...]:
+        """Skeletons of the best uniform plans, then others by what they take at least."""
+        self.survey(deadline_s)
+        return tuple(item.skeleton for item in self._in_order()[:at_most])
 
     def mixtures(self, deadline_s: float | None = None) -> list[Found]:
         """The best mixture of every skeleton searched, best first; found once."""
@@ -125,18 +133,38 @@ class Frontier:
         first = [item for item in looked.skeletons if item.skeleton in leaders]
         return first + [item for item in looked.skeletons if item.skeleton not in leaders]
 
-    def _polished(self, one: Found, deadline_s: float | None) -> Found:
-        mixture, evaluations = polished(one.space, one.mixture, deadline_s=deadline_s)
+    def roomier(self, one: Found, spare: float, deadline_s: float | None = None) -> Found:
+        """The best mixture on the same space that leaves ``spare`` of the capacity free."""
+        mixture, evaluations = best_mixture(
+            one.space, starts=one.mixture.starts, deadline_s=deadline_s, spare=spare
+        )
+        self.evaluations += evaluations
+        start = one if mixture is None else Found(one.space, mixture)
+        return self._polished(start, deadline_s, spare)
+
+    def uniform_of(self, skeleton: Skeleton) -> Uniform | None:
+        """The best uniform plan of a skeleton; the one nearest to fitting where none fits."""
+        mine = [u for u in self.survey().uniform if u.decision.skeleton == skeleton]
+        return min(mine, key=lambda u: (max(u.excess, 0.0), u.time_s), default=None)
+
+    def _polished(self, one: Found, deadline_s: float | None, spare: float = 0.0) -> Found:
+        mixture, evaluations = polished(one.space, one.mixture, deadline_s=deadline_s, spare=spare)
         self.evaluations += evaluations
         return Found(one.space, mixture)
 
     def _of_uniform(self, item: Surveyed) -> tuple[tuple[Sharding, ...], IntArray | None]:
         """Sharding and stages of the skeleton's best uniform plan."""
-        mine = [u for u in self.survey().uniform if u.decision.skeleton == item.skeleton]
-        if not mine:
+        best = self.uniform_of(item.skeleton)
+        if best is None:
             return item.shardings[:1], None
-        best = min(mine, key=lambda u: (max(u.excess, 0.0), u.time_s))
         return (best.strategy.sharding,), np.array(best.decision.starts, dtype=np.int64)
+
+    def _is_tight(self, skeleton: Skeleton) -> bool:
+        """Whether the skeleton's best uniform plan pays with time for memory, or does not fit."""
+        best = self.uniform_of(skeleton)
+        if best is None or not best.fits:
+            return True
+        return best.strategy.offload or best.strategy.recompute is not Recompute.NONE
 
     def _mixture(
         self,

@@ -21,6 +21,9 @@ __all__ = ["IntegerProgram", "IntegerSolution", "IntegerStatus"]
 Terms = Iterable[tuple[int, float]]
 """``(variable, coefficient)`` pairs; a variable may occur once."""
 
+_MAX_NODES = 500
+"""Of branch and bound: about ten times what our programs were seen to need."""
+
 
 class IntegerStatus(StrEnum):
     """How a minimization ended."""
@@ -135,7 +138,8 @@ class IntegerProgram:
         """The best solution found, and a bound.
 
         Args:
-            time_limit_s: seconds after which to stop with what there is.
+            time_limit_s: seconds after which to stop with what there is; without it the search
+                ends after ``_MAX_NODES`` nodes, which is the same on every machine.
             relative_gap: how far the objective may be from the bound to count as best.
         """
         solver = highspy.Highs()
@@ -143,6 +147,7 @@ class IntegerProgram:
         solver.setOptionValue("threads", 1)
         solver.setOptionValue("random_seed", 0)
         solver.setOptionValue("mip_rel_gap", relative_gap)
+        solver.setOptionValue("mip_max_nodes", _MAX_NODES)
         if time_limit_s is not None:
             solver.setOptionValue("time_limit", max(time_limit_s, 1e-3))
         solver.passModel(self._model())

@@ -98,6 +98,12 @@ class Room:
     related: tuple[IntArray, ...]
     """For each strategy those that differ from it in one respect only."""
 
+    @property
+    def num_plans(self) -> int:
+        """Ways to choose strategies and stages."""
+        count, choices = self.pricer.num_segments, self.pricer.num_strategies
+        return math.prod([choices] * count) * math.comb(count - 1, self.num_stages - 1)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draft:
@@ -186,6 +192,7 @@ class Landscape:
         self._judge = judge
         self._max_judged = max_judged
         self._memory = _Memory()
+        self._num_plans: int | None = None
         self._distances = _distances(self.skeletons)
         self._translations: dict[tuple[int, int], IntArray] = {}
 
@@ -204,7 +211,16 @@ class Landscape:
     @property
     def is_exhausted(self) -> bool:
         """No more plans may be priced."""
-        return self._memory.evaluations >= self._max_evaluations or self.is_late
+        return self._memory.evaluations >= self._max_evaluations or self.is_late or self.is_known
+
+    @property
+    def is_known(self) -> bool:
+        """Every plan of the landscape has been priced."""
+        if len(self._rooms) < len(self.skeletons):
+            return False
+        if self._num_plans is None:
+            self._num_plans = sum(room.num_plans for room in self._rooms.values() if room)
+        return self._memory.evaluations >= self._num_plans
 
     @property
     def best(self) -> tuple[Place, ...]:

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import time
 
-from meshwright.errors import PlanRefused
 from meshwright.solvers.base import Candidate, SearchContext, SolveResult, SolveStatus
-from meshwright.solvers.decision import Decision
-from meshwright.solvers.evaluate import candidate_of_decision
 from meshwright.solvers.frontier import Found, Frontier
-from meshwright.solvers.mixture_ilp import integer_mixture
-from meshwright.solvers.schedules import with_schedules
+from meshwright.solvers.mixture_ilp import IntegerMixture, integer_mixture
+from meshwright.solvers.refit import judged, refitted
 
 __all__ = ["LayerwiseDP", "LayerwiseILP", "judged"]
 
@@ -51,14 +48,25 @@ class LayerwiseDP:
         # What mixes shardings is estimated and may turn out not to fit; the others stay.
         narrow = _narrow(found)[:_NUM_JUDGED]
         wide = [one for one in found if one.mixture.fits and one not in narrow][:_NUM_JUDGED]
-        decisions = [one.decision for one in (*narrow, *wide)]
-        candidates = judged(context, decisions, self.name)
+        candidates: list[Candidate] = []
+        for one in (*narrow, *wide):
+
+            def again(spare: float, one: Found = one) -> Found:
+                return frontier.roomier(one, spare, deadline_s)
+
+            candidates += refitted(context, one.space, one, again, solver=self.name)
+        uniform = [frontier.uniform_of(one.space.skeleton) for one in narrow]
+        candidates += judged(
+            context, [u.decision for u in uniform if u is not None and u.fits], self.name
+        )
+        candidates.sort(key=lambda candidate: candidate.time_s)
         status = SolveStatus.DONE if frontier.is_complete else SolveStatus.STOPPED
         return SolveResult(
-            candidates=candidates,
+            candidates=tuple(candidates),
             evaluations=frontier.evaluations - before + len(candidates),
             seconds=time.monotonic() - start_s,
             status=status if candidates else SolveStatus.NOTHING_FITS,
+            bound_s=frontier.survey().bound_s,
         )
 
 
@@ -78,52 +86,49 @@ class LayerwiseILP:
         """The best mixtures on the stages of the best skeletons, and how far off they can be."""
         start_s = time.monotonic()
         frontier = self._frontier or Frontier(context)
-        decisions: list[Decision] = []
+        candidates: list[Candidate] = []
         notes: dict[str, str] = {}
-        evaluations = 0
+        evaluations = number = 0
         is_complete = True
         for one in _narrow(frontier.mixtures(deadline_s))[:_NUM_PROGRAMS]:
-            left_s = _PROGRAM_LIMIT_S
+            left_s = None
             if deadline_s is not None:
-                left_s = min(left_s, (deadline_s - time.monotonic()) / 3)
-            if left_s <= 0:
-                is_complete = False
-                break
-            solved = integer_mixture(
-                one.space, one.mixture.starts, time_limit_s=left_s, relative_gap=_PROGRAM_GAP
-            )
+                left_s = min(_PROGRAM_LIMIT_S, (deadline_s - time.monotonic()) / 3)
+                if left_s <= 0:
+                    is_complete = False
+                    break
+
+            def again(
+                spare: float, one: Found = one, left_s: float | None = left_s
+            ) -> IntegerMixture:
+                return integer_mixture(
+                    one.space,
+                    one.mixture.starts,
+                    time_limit_s=left_s,
+                    relative_gap=_PROGRAM_GAP,
+                    spare=spare,
+                )
+
+            solved = again(0.0)
             evaluations += solved.evaluations
             if solved.mixture is None or not solved.mixture.fits:
                 continue
-            decisions.append(one.space.decision(solved.mixture.assignment, solved.mixture.starts))
+            number += 1
+            candidates += refitted(context, one.space, solved, again, solver=self.name)
             gap = solved.mixture.time_s / solved.bound_s - 1 if solved.bound_s > 0 else 0.0
-            notes[str(len(decisions))] = f"within {max(gap, 0.0):.2%} of the best on its stages"
-        candidates = judged(context, decisions, self.name)
+            notes[str(number)] = f"within {max(gap, 0.0):.2%} of the best on its stages"
+        candidates.sort(key=lambda candidate: candidate.time_s)
         status = SolveStatus.DONE if is_complete else SolveStatus.STOPPED
         return SolveResult(
-            candidates=candidates,
+            candidates=tuple(candidates),
             evaluations=evaluations + len(candidates),
             seconds=time.monotonic() - start_s,
             status=status if candidates else SolveStatus.NOTHING_FITS,
             notes=notes,
+            bound_s=frontier.survey().bound_s,
         )
 
 
 def _narrow(found: list[Found]) -> list[Found]:
     """Those with one way of sharding."""
     return [one for one in found if len(one.space.costs.shardings) == 1 and one.mixture.fits]
-
-
-def judged(context: SearchContext, decisions: list[Decision], solver: str) -> tuple[Candidate, ...]:
-    """Exactly priced, those that fit, fastest first."""
-    found = []
-    for decision in dict.fromkeys(decisions):
-        for scheduled in with_schedules(context, decision):
-            try:
-                candidate = candidate_of_decision(context, scheduled, solver=solver)
-            except PlanRefused as error:
-                context.report(f"{solver}: {error}")
-                continue
-            if candidate.cost.fits:
-                found.append(candidate)
-    return tuple(sorted(found, key=lambda candidate: candidate.time_s))

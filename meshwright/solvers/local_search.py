@@ -13,6 +13,7 @@ from meshwright.solvers.base import Candidate, Proposer, SearchContext, SolveRes
 from meshwright.solvers.beam import build
 from meshwright.solvers.decision import Decision, Skeleton, Strategy
 from meshwright.solvers.evaluate import PlanSpace, candidate_of_decision, price_decision
+from meshwright.solvers.frontier import Frontier
 from meshwright.solvers.genetic import breed
 from meshwright.solvers.landscape import Draft, Landscape, Opened, Place
 from meshwright.solvers.neighborhood import Neighborhood
@@ -20,10 +21,14 @@ from meshwright.solvers.schedules import with_schedules
 from meshwright.solvers.skeletons import skeletons, strategies_for
 from meshwright.solvers.walk import Search, WalkSettings
 
-__all__ = ["LOCAL_SEARCHES", "LocalSearch", "opener"]
+__all__ = ["LOCAL_SEARCHES", "LocalSearch", "Rooms", "local_searches", "opener"]
 
 _MAX_EVALUATIONS = 3000
 _MAX_JUDGED = 200
+
+_MIN_ROOMS, _MAX_ROOMS = 6, 48
+_MAX_SEGMENTS = 1500
+"""Of all skeletons together that the searches of ``-O2`` look at, given ``_MIN_ROOMS``."""
 
 
 class LocalSearch:
@@ -39,6 +44,7 @@ class LocalSearch:
         *,
         num_walkers: int,
         max_evaluations: int = _MAX_EVALUATIONS,
+        rooms: Rooms | None = None,
     ) -> None:
         """A search under a name.
 
@@ -47,11 +53,13 @@ class LocalSearch:
             search: the method.
             num_walkers: places it keeps at a time.
             max_evaluations: distinct plans it prices at most.
+            rooms: shared with other searches; everything the context allows by default.
         """
         self._name = name
         self._search = search
         self._num_walkers = num_walkers
         self._max_evaluations = max_evaluations
+        self._rooms = rooms
 
     @property
     def name(self) -> str:
@@ -61,13 +69,18 @@ class LocalSearch:
     def with_evaluations(self, count: int) -> LocalSearch:
         """The same search with another number of plans to price."""
         return LocalSearch(
-            self._name, self._search, num_walkers=self._num_walkers, max_evaluations=count
+            self._name,
+            self._search,
+            num_walkers=self._num_walkers,
+            max_evaluations=count,
+            rooms=self._rooms,
         )
 
     def propose(self, context: SearchContext, deadline_s: float | None = None) -> SolveResult:
         """The best plans found, exactly priced; the one nearest to fitting where none fits."""
         start_s = time.monotonic()
-        landscape = _landscape(context, self._max_evaluations, deadline_s)
+        rooms = self._rooms or Rooms(context)
+        landscape = _landscape(context, rooms, self._max_evaluations, deadline_s)
         rng = np.random.default_rng(context.seed)
         settings = WalkSettings(
             max_evaluations=self._max_evaluations, num_walkers=self._num_walkers, rng=rng
@@ -77,9 +90,11 @@ class LocalSearch:
         places = landscape.best or tuple(p for p in (landscape.leanest,) if p is not None)
         decisions = [_decision(landscape, place.draft) for place in places]
         candidates = _candidates(context, decisions, solver=self._name)
-        status = SolveStatus.STOPPED
+        status = SolveStatus.STOPPED if landscape.is_late else SolveStatus.SAMPLED
+        if landscape.is_known:
+            status = SolveStatus.DONE
         if not candidates:
-            status = SolveStatus.NOT_APPLICABLE
+            status = SolveStatus.STOPPED if landscape.is_late else SolveStatus.NOT_APPLICABLE
         elif not candidates[0].cost.fits:
             status = SolveStatus.NOTHING_FITS
         return SolveResult(
@@ -90,8 +105,48 @@ class LocalSearch:
         )
 
 
-def _landscape(context: SearchContext, max_evaluations: int, deadline_s: float | None) -> Landscape:
-    """Everything the context allows; what seems best is priced exactly."""
+class Rooms:
+    """Skeletons that searches of one context share, and what was worked out for them.
+
+    With a ``Frontier`` they are its most promising, the fewer the longer the model is: pricing
+    every strategy of a skeleton takes longer than a search on it.
+    """
+
+    def __init__(self, context: SearchContext, frontier: Frontier | None = None) -> None:
+        """Nothing is worked out yet."""
+        self._context, self._frontier = context, frontier
+        self._open = opener(context)
+        self._known: dict[Skeleton, Opened | PlanRefused] = {}
+
+    def skeletons(self, deadline_s: float | None) -> tuple[Skeleton, ...]:
+        """What the searches may use."""
+        if self._frontier is None:
+            return tuple(skeletons(self._context))
+        count = len(self._context.model.segment_classes)
+        at_most = min(max(_MAX_SEGMENTS // count, _MIN_ROOMS), _MAX_ROOMS)
+        return self._frontier.promising(at_most, deadline_s)
+
+    def open(self, skeleton: Skeleton) -> Opened:
+        """What prices a skeleton's plans, worked out once.
+
+        Raises:
+            PlanRefused: it has none.
+        """
+        if skeleton not in self._known:
+            try:
+                self._known[skeleton] = self._open(skeleton)
+            except PlanRefused as error:
+                self._known[skeleton] = error
+        found = self._known[skeleton]
+        if isinstance(found, PlanRefused):
+            raise found
+        return found
+
+
+def _landscape(
+    context: SearchContext, rooms: Rooms, max_evaluations: int, deadline_s: float | None
+) -> Landscape:
+    """What the rooms allow; what seems best is priced exactly."""
 
     def judge(draft: Draft) -> Place | None:
         try:
@@ -107,8 +162,8 @@ def _landscape(context: SearchContext, max_evaluations: int, deadline_s: float |
         )
 
     landscape = Landscape(
-        tuple(skeletons(context)),
-        opener(context),
+        rooms.skeletons(deadline_s),
+        rooms.open,
         max_evaluations=max_evaluations,
         deadline_s=deadline_s,
         judge=judge,
@@ -146,13 +201,16 @@ def opener(context: SearchContext) -> Callable[[Skeleton], Opened]:
 
     def opened(skeleton: Skeleton) -> Opened:
         strategies = strategies_for(context, skeleton)
+        if not strategies:
+            raise PlanRefused("the pins leave no strategy")
         try:
-            return PlanSpace(context, skeleton, strategies), strategies
+            space = PlanSpace(context, skeleton, strategies)
         except PlanRefused:
             left = tuple(s for s in strategies if _is_possible(context, skeleton, s))
             if not left:
                 raise
-            return PlanSpace(context, skeleton, left), left
+            space = PlanSpace(context, skeleton, left)
+        return space, space.strategies
 
     return opened
 
@@ -165,8 +223,13 @@ def _is_possible(context: SearchContext, skeleton: Skeleton, strategy: Strategy)
     return True
 
 
-LOCAL_SEARCHES: tuple[Proposer, ...] = (
-    LocalSearch("annealing", anneal, num_walkers=32),
-    LocalSearch("genetic", breed, num_walkers=64),
-    LocalSearch("beam", build, num_walkers=8),
-)
+def local_searches(rooms: Rooms | None = None) -> tuple[LocalSearch, ...]:
+    """The three methods, on ``rooms`` or on everything a context allows."""
+    return (
+        LocalSearch("annealing", anneal, num_walkers=32, rooms=rooms),
+        LocalSearch("genetic", breed, num_walkers=64, rooms=rooms),
+        LocalSearch("beam", build, num_walkers=8, rooms=rooms),
+    )
+
+
+LOCAL_SEARCHES: tuple[Proposer, ...] = local_searches()

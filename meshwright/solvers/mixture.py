@@ -65,6 +65,7 @@ class _Judge:
 
     space: PlanSpace
     deadline_s: float | None
+    spare: float
     evaluations: int = 0
 
     @property
@@ -77,7 +78,8 @@ class _Judge:
         starts = np.stack([plan[1] for plan in plans])
         found = self.space.evaluate(assignment, starts, simulate=False)
         self.evaluations += len(plans)
-        excess = found.excess + _MARGIN * (assignment != assignment[:, :1]).any(axis=1)
+        mixes = (assignment != assignment[:, :1]).any(axis=1)
+        excess = found.excess + (_MARGIN + self.spare) * mixes
         order = np.lexsort((found.time_s, np.maximum(excess, 0.0)))
         first = int(order[0])
         return Mixture(
@@ -89,21 +91,26 @@ class _Judge:
 
 
 def best_mixture(
-    space: PlanSpace, *, starts: IntArray | None = None, deadline_s: float | None = None
+    space: PlanSpace,
+    *,
+    starts: IntArray | None = None,
+    deadline_s: float | None = None,
+    spare: float = 0.0,
 ) -> tuple[Mixture | None, int]:
     """The best plan found on a space, and how many were evaluated.
 
     Uniform plans on the stages tried, and on those that begin at ``starts``, are among them.
-    ``None`` where no stages fit even by the linear costs.
+    ``None`` where no stages fit even by the linear costs. Mixtures leave ``spare`` of the capacity
+    free, a fraction, beside what they always leave.
     """
     costs: LinearCosts = linear_costs(space)
-    judge = _Judge(space, deadline_s)
+    judge = _Judge(space, deadline_s, spare)
     micro = space.skeleton.num_microbatches
     in_flight, capacity = space.in_flight, space.capacity_bytes
     rows = price_rows(
         costs, num_microbatches=micro, in_flight=float(np.mean(in_flight)), num=_NUM_PRICES
     )
-    room = 1.0
+    room = 1.0 - spare
     best: Mixture | None = None
     seeds = [] if starts is None else [starts]
     if seeds:
@@ -168,10 +175,13 @@ def _filled(
 
 
 def polished(
-    space: PlanSpace, start: Mixture, *, deadline_s: float | None = None
+    space: PlanSpace, start: Mixture, *, deadline_s: float | None = None, spare: float = 0.0
 ) -> tuple[Mixture, int]:
-    """``start`` after every change that helps, and how many plans were evaluated."""
-    judge = _Judge(space, deadline_s)
+    """``start`` after every change that helps, and how many plans were evaluated.
+
+    ``spare`` as for ``best_mixture``.
+    """
+    judge = _Judge(space, deadline_s, spare)
     best = start
     for _ in range(_POLISHING_ROUNDS):
         plans = list(islice(_neighbors(space, best), _MAX_NEIGHBORS))

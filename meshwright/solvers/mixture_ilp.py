@@ -31,6 +31,7 @@ from meshwright.solvers.ilp import IntegerProgram
 from meshwright.solvers.linear import bucket_seconds, step_seconds
 from meshwright.solvers.mixture import Mixture
 from meshwright.solvers.segment_costs import TIMES
+from meshwright.spmd.parameters import STEP_BYTES
 
 __all__ = ["IntegerMixture", "integer_mixture"]
 
@@ -51,22 +52,24 @@ def integer_mixture(
     space: PlanSpace,
     starts: IntArray,
     *,
-    time_limit_s: float = 5.0,
+    time_limit_s: float | None = 5.0,
     relative_gap: float = 1e-4,
+    spare: float = 0.0,
 ) -> IntegerMixture:
     """The best mixture on the stages that begin at ``starts`` (P,).
 
     Args:
         space: with one way of sharding.
         starts: first segment of each stage.
-        time_limit_s: for each of a few programs.
+        time_limit_s: for each of a few programs; ``None``: bounded by their work alone.
         relative_gap: to the bound at which a program stops.
+        spare: fraction of the capacity that the mixture, not the bound, leaves free.
     """
     assert len(space.costs.shardings) == 1, "one way of sharding"
-    until_s = time.monotonic() + 2 * time_limit_s
+    until_s = math.inf if time_limit_s is None else time.monotonic() + 2 * time_limit_s
     bound = _Program(space, starts, is_bound=True).minimize(time_limit_s, relative_gap)
     best: Mixture | None = None
-    room, evaluations = 1.0, 0
+    room, evaluations = 1.0 - spare, 0
     for _ in range(_ROUNDS):
         program = _Program(space, starts, is_bound=False, room=room)
         assignment = program.minimize(time_limit_s, relative_gap)[1]
@@ -74,7 +77,8 @@ def integer_mixture(
             break
         found = space.evaluate(assignment[None], starts[None], simulate=False)
         evaluations += 1
-        mixture = Mixture(assignment, starts, float(found.time_s[0]), float(found.excess[0]))
+        excess = float(found.excess[0]) + spare
+        mixture = Mixture(assignment, starts, float(found.time_s[0]), excess)
         if best is None or mixture.rank < best.rank:
             best = mixture
         if mixture.fits or time.monotonic() > until_s:
@@ -215,8 +219,14 @@ class _Program:
             program.row(terms, upper=1.0 - shared - float(spare[last].min()))
         else:
             self._spare(counts, spare, terms, room - shared)
-        stepping = self._terms(counts, always + of("gradients") + of("step"))
-        program.row(stepping, upper=room - shared)
+        after, step = always + of("gradients"), of("step")
+        share = STEP_BYTES / capacity
+        if sum(len(where) * float(step[where[0]].max()) for where, _ in counts) <= share:
+            program.row(self._terms(counts, after + step), upper=room - shared)
+        else:
+            # The lesser of the sum and ``STEP_BYTES``: none for a bound, all of it for a plan.
+            spent = 0.0 if self.is_bound else share
+            program.row(self._terms(counts, after), upper=room - shared - spent)
 
     def _spare(
         self,
@@ -240,7 +250,7 @@ class _Program:
 
     # Solving -----------------------------------------------------------------------------------
 
-    def minimize(self, time_limit_s: float, gap: float) -> tuple[float, IntArray | None]:
+    def minimize(self, time_limit_s: float | None, gap: float) -> tuple[float, IntArray | None]:
         """Bound in seconds, and the strategies of the solution."""
         found = self.program.minimize(time_limit_s=time_limit_s, relative_gap=gap)
         bound_s = found.bound + self.constant_s

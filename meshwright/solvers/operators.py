@@ -117,7 +117,7 @@ class OperatorProblem:
         self.program = SegmentProgram(self.graph, self.prices, micro_batches_in_flight=flight)
 
     def solve(
-        self, *, memory_bytes: float | None = None, time_limit_s: float = _TIME_LIMIT_S
+        self, *, memory_bytes: float | None = None, time_limit_s: float | None = _TIME_LIMIT_S
     ) -> GraphChoice | None:
         """The fastest choice within a bound on all segments' bytes."""
         if memory_bytes is None:
@@ -216,9 +216,10 @@ class OperatorProblem:
         return self.skeleton.num_microbatches * float((times.total_s - launches).sum())
 
 
-def _left(deadline_s: float | None) -> float:
+def _left(deadline_s: float | None) -> float | None:
+    """Seconds for one program; without a deadline its work alone bounds it."""
     if deadline_s is None:
-        return _TIME_LIMIT_S
+        return None
     return min(_TIME_LIMIT_S, max(deadline_s - time.monotonic(), 0.1))
 
 

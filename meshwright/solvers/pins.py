@@ -9,9 +9,13 @@ A pin is ``KEY=VALUE`` for the whole plan or ``MODULE:KEY=VALUE`` for the segmen
     layers.*.mlp:recompute=full        a pattern of module paths; * stands for anything
     layers.*.mlp:tp=inner              dimension classes an axis shards there; tp= for none
     layers.0-15:zero=3                 a range of numbers in a path
+    segment.7:offload=yes              a segment by its number, counted from 0
     stage.0:host=2                     the first stage stays on that host, counted from 0
 
-``dp`` is ``dp_replicate x dp_shard``. A module pin also matches everything inside the module.
+``dp`` is ``dp_replicate x dp_shard``. A module pin also matches everything inside the module
+(``solvers.module_pins``). A pin that needs an axis asks for it: what is sharded along ``tp``,
+``sequence-parallel=yes`` for ``tp`` of 2 or more, ``zero=1`` to ``3`` for ``dp_shard``, a schedule
+or a stage's host for stages.
 """
 
 from __future__ import annotations
@@ -23,8 +27,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-import msgspec
-
 from meshwright.cluster.model import Cluster
 from meshwright.errors import BadRequest
 from meshwright.plans.plan import (
@@ -32,9 +34,8 @@ from meshwright.plans.plan import (
     ParallelPlan,
     Recompute,
     ScheduleName,
-    SegmentPlan,
 )
-from meshwright.solvers.decision import Skeleton, Strategy, runs_of
+from meshwright.solvers.decision import Skeleton, Strategy
 
 __all__ = ["NO_PINS", "ModulePin", "Pins", "parse_pins"]
 
@@ -61,26 +62,29 @@ class ModulePin:
     """An axis and what it shards."""
 
     def matches(self, name: str) -> bool:
-        """Whether the segment of this module path is meant."""
+        """Whether the module of this path, or one around it, is meant."""
         return any(
             _matches(self.pattern, ".".join(name.split(".")[:depth]))
             for depth in range(1, name.count(".") + 2)
         )
 
-    def applied(self, segment: SegmentPlan) -> SegmentPlan:
-        """``segment`` as the pin wants it."""
-        changes: dict[str, object] = {}
-        if self.zero_stage is not None:
-            changes["zero_stage"] = self.zero_stage
-        if self.recompute is not None:
-            changes["recompute"] = self.recompute
-        if self.offload is not None:
-            changes["offload"] = self.offload
-        if self.labels is not None:
-            axis, labels = self.labels
-            changes["shard"] = {**segment.shard, axis: list(labels)}
-            changes["operators"] = {}
-        return msgspec.structs.replace(segment, **changes)
+    @property
+    def changes(self) -> dict[str, object]:
+        """What it decides but for labels: fields of a ``Strategy`` and of a ``SegmentPlan``."""
+        fields = ("zero_stage", "recompute", "offload")
+        return {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+
+    @property
+    def decides(self) -> dict[str, object]:
+        """All it decides: ``changes``, and axes to labels."""
+        return self.changes | (dict([self.labels]) if self.labels else {})
+
+    @property
+    def needs(self) -> str | None:
+        """The mesh axis that must be 2 or more for the pin to say anything."""
+        if self.labels is not None and self.labels[1]:
+            return self.labels[0]
+        return "dp_shard" if self.zero_stage else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +102,30 @@ class Pins:
     hosts: tuple[tuple[int, int], ...] = ()
     """Stage and the host it stays on."""
 
+    @property
+    def needs(self) -> dict[str, str]:
+        """Mesh axes, ``pp`` among them, that must be 2 or more, and a pin that says so."""
+        found = {pin.needs: pin.text for pin in reversed(self.modules) if pin.needs}
+        if self.zero_stage:
+            found["dp_shard"] = f"zero={self.zero_stage}"
+        if self.sequence_parallel:
+            found["tp"] = "sequence-parallel=yes"
+        if any(stage for stage, _ in self.hosts):
+            found["pp"] = "the host of a later stage"
+        if self.schedule is not None:
+            found["pp"] = f"schedule={self.schedule}"
+        return found
+
+    def asks_for(self, axis: str) -> bool:
+        """Whether the size of the axis is pinned, or must be 2 or more."""
+        return axis in dict(self.sizes) or axis in self.needs
+
+    @property
+    def keeps_shards(self) -> bool:
+        """Whether ``dp_shard`` and ``dp_replicate`` are told apart, so that some ZeRO is needed."""
+        is_told = {"dp_shard", "dp_replicate"} & dict(self.sizes).keys()
+        return bool(is_told) and not any(pin.zero_stage for pin in self.modules)
+
     def allows_sizes(self, sizes: Mapping[str, int], *, num_stages: int) -> bool:
         """Whether a mesh inside a stage, and the number of stages, are as pinned."""
         have = {
@@ -105,11 +133,19 @@ class Pins:
             "pp": num_stages,
             "dp": sizes.get("dp_replicate", 1) * sizes.get("dp_shard", 1),
         }
+        if any(have[axis] == 1 for axis in self.needs):
+            return False
+        if any(stage >= num_stages for stage, _ in self.hosts):
+            return False
         return all(have[axis] == size for axis, size in self.sizes)
 
     def allows_skeleton(self, skeleton: Skeleton) -> bool:
         """Whether plans on the skeleton can respect the pins, under some schedule."""
         if not self.allows_sizes(skeleton.sizes, num_stages=skeleton.num_stages):
+            return False
+        if self.schedule is ScheduleName.INTERLEAVED and (
+            skeleton.num_microbatches % skeleton.num_stages
+        ):
             return False
         return self.num_microbatches in (None, skeleton.num_microbatches)
 
@@ -118,14 +154,18 @@ class Pins:
         return skeleton.num_stages == 1 or self.schedule in (None, skeleton.schedule)
 
     def allows_strategy(self, strategy: Strategy) -> bool:
-        """Whether some segment may use the strategy; module pins are ``applied`` afterwards."""
+        """Whether segments without a pin of their own may use the strategy."""
         return self.zero_stage in (None, strategy.zero_stage) and self.recompute in (
             None,
             strategy.recompute,
         )
 
     def allows_plan(self, plan: ParallelPlan) -> bool:
-        """Whether the plan respects every pin."""
+        """Whether the plan respects every pin but those of hosts and modules.
+
+        Where pins of modules decide something else, all of its segments may differ in it:
+        ``ModulePins.allows_plan`` knows which do.
+        """
         mesh = plan.mesh
         sizes = dict(zip(AXIS_NAMES, mesh.stage_shape, strict=True))
         if not self.allows_sizes(sizes, num_stages=mesh.pp):
@@ -134,21 +174,16 @@ class Pins:
             return False
         if mesh.pp > 1 and self.schedule not in (None, plan.schedule):
             return False
-        free = [s for s in plan.segments if not any(pin.matches(s.name) for pin in self.modules)]
-        if any(self.zero_stage not in (None, s.zero_stage) for s in free):
-            return False
-        if any(self.recompute not in (None, s.recompute) for s in free):
-            return False
-        if self.sequence_parallel is not None and mesh.tp > 1:
-            has = any("sequence" in s.shard.get("tp", ()) for s in free)
-            if has != self.sequence_parallel:
+        fixed = {key for pin in self.modules for key in pin.decides}
+        for key, wanted in (("zero_stage", self.zero_stage), ("recompute", self.recompute)):
+            if key not in fixed and any(
+                wanted not in (None, getattr(segment, key)) for segment in plan.segments
+            ):
                 return False
-        return all(
-            pin.applied(s) == s
-            for s in plan.segments
-            for pin in self.modules
-            if pin.matches(s.name)
-        )
+        if self.sequence_parallel is None or "tp" in fixed:
+            return True
+        has = any("sequence" in segment.shard.get("tp", ()) for segment in plan.segments)
+        return has == self.sequence_parallel
 
     def allows_hosts(self, plan: ParallelPlan, cluster: Cluster) -> bool:
         """Whether pinned stages lie on their hosts."""
@@ -160,73 +195,47 @@ class Pins:
                 return False
         return True
 
-    def applied(
-        self, plan: ParallelPlan, *, names: Sequence[str], segment_classes: Sequence[int]
-    ) -> ParallelPlan:
-        """``plan`` with the module pins carried out.
-
-        Args:
-            plan: any plan for the graph.
-            names: module path of every segment.
-            segment_classes: class of every segment.
-        """
-        if not self.modules:
-            return plan
-        grouped: dict[tuple[int, str], tuple[SegmentPlan, list[int]]] = {}
-        for number, before in enumerate(plan.segment_plans(segment_classes)):
-            after = msgspec.structs.replace(before, at=None)
-            for pin in self.modules:
-                if pin.matches(names[number]):
-                    after = pin.applied(after)
-            after = msgspec.structs.replace(after, segment_class=segment_classes[number])
-            key = (segment_classes[number], repr(msgspec.structs.replace(after, name="")))
-            grouped.setdefault(key, (after, []))[1].append(number)
-        classes = [segment_class for segment_class, _ in grouped]
-        entries = [
-            msgspec.structs.replace(
-                segment,
-                name=names[numbers[0]],
-                at=None if classes.count(segment_class) == 1 else runs_of(numbers),
-            )
-            for (segment_class, _), (segment, numbers) in grouped.items()
-        ]
-        entries.sort(key=lambda entry: (entry.segment_class, entry.at or []))
-        return msgspec.structs.replace(plan, segments=entries)
-
-    def check(self, *, cluster: Cluster, names: Sequence[str], known_labels: set[str]) -> None:
-        """Refuse pins that nothing in the model or cluster can meet.
+    def check(self, cluster: Cluster) -> None:
+        """Refuse pins that contradict one another or that the cluster cannot meet.
 
         Raises:
-            BadRequest: a module pattern matches nothing, a host or dimension class does not exist,
-                or sizes do not divide the devices.
+            BadRequest: a host does not exist, sizes do not divide the devices, a pin needs an axis
+                that another rules out, or devices cannot offload.
         """
+        sizes = dict(self.sizes)
         product = 1
         for axis, size in self.sizes:
-            if axis == "dp" or ("dp" not in dict(self.sizes) or not axis.startswith("dp_")):
+            if axis == "dp" or ("dp" not in sizes or not axis.startswith("dp_")):
                 product *= size
         if self.sizes and cluster.num_devices % product:
             raise BadRequest(
                 f"--fix: {' '.join(f'{a}={s}' for a, s in self.sizes)} needs a multiple of "
                 f"{product} devices but {cluster.name} has {cluster.num_devices}; pin other sizes"
             )
-        for pin in self.modules:
-            if not any(pin.matches(name) for name in names):
-                some = ", ".join(sorted(set(names))[:6])
-                raise BadRequest(
-                    f"--fix {pin.text}: no module matches {pin.pattern!r}; the model has {some}..."
-                )
-            unknown = sorted(set(pin.labels[1]) - known_labels) if pin.labels else []
-            if unknown:
-                raise BadRequest(
-                    f"--fix {pin.text}: no dimension class {unknown[0]!r}; the model has "
-                    f"{', '.join(sorted(known_labels))}"
-                )
+        for axis, text in self.needs.items():
+            for name in (axis, "dp") if axis == "dp_shard" else (axis,):
+                if sizes.get(name) == 1:
+                    raise BadRequest(
+                        f"--fix {text}: needs {axis} of 2 or more, but {name}=1 is pinned; keep "
+                        "one of them"
+                    )
+        if self.zero_stage == 0 and sizes.get("dp_shard", 1) > 1 and self.keeps_shards:
+            raise BadRequest(
+                f"--fix dp_shard={sizes['dp_shard']}: shards nothing under zero=0; pin dp instead"
+            )
         for stage, host in self.hosts:
             if host >= len(cluster.hosts):
                 raise BadRequest(
                     f"--fix stage.{stage}:host={host}: {cluster.name} has hosts 0 to "
                     f"{len(cluster.hosts) - 1}"
                 )
+        if any(host.device.to_host_bytes_per_s <= 0 for host in cluster.hosts):
+            for pin in self.modules:
+                if pin.offload:
+                    raise BadRequest(
+                        f"--fix {pin.text}: devices of {cluster.name} have no way to their host's "
+                        "memory that we know of; describe it in the cluster's file"
+                    )
 
 
 NO_PINS = Pins()

@@ -11,24 +11,26 @@ import msgspec
 
 from meshwright.cluster.model import Cluster
 from meshwright.cost.model import AnalyticCostModel
-from meshwright.cost.table import Split
-from meshwright.errors import BadModel, BadRequest, PlanRefused
+from meshwright.errors import BadModel, BadRequest, NoFeasiblePlan, PlanRefused
 from meshwright.graph.analyzed import analyze_graph
 from meshwright.graph.dimensions import DimensionLabels
 from meshwright.graph.factors import FactorAnalysis
 from meshwright.graph.opgraph import InputRole, OpGraph
 from meshwright.graph.serialize import graph_sha256
 from meshwright.graph.simplify import with_explicit_factories
-from meshwright.plans.plan import AXIS_NAMES, GraphReference, JobSpec, ParallelPlan, Recompute
+from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan
 from meshwright.solvers.base import Candidate, Progress, Proposer, SearchContext
+from meshwright.solvers.bounds import time_lower_bound_s
 from meshwright.solvers.exhaustive import Exhaustive
 from meshwright.solvers.frontier import Frontier
 from meshwright.solvers.layerwise import LayerwiseDP, LayerwiseILP
-from meshwright.solvers.local_search import LOCAL_SEARCHES
+from meshwright.solvers.local_search import Rooms, local_searches
+from meshwright.solvers.one_pool import OnePool
 from meshwright.solvers.operator_mixtures import OperatorMixtures
 from meshwright.solvers.operator_search import OperatorLevel
+from meshwright.solvers.pinned import check_pins
 from meshwright.solvers.pins import NO_PINS, Pins
-from meshwright.solvers.portfolio import PortfolioResult, run_portfolio
+from meshwright.solvers.portfolio import PortfolioResult, SolverReport, run_portfolio
 from meshwright.solvers.rules import RULES
 from meshwright.solvers.space import UniformChoice, table_of
 from meshwright.solvers.stages import Stages
@@ -37,15 +39,13 @@ __all__ = [
     "PlanningResult",
     "RunnerUp",
     "SearchSummary",
+    "SolverReport",
     "make_context",
     "plan_graph",
     "time_lower_bound_s",
 ]
 
 _LEVELS = ("O1", "O2")
-
-_O2_BUDGET_S = 40.0
-"""Without a budget of the user's: what ends by itself on all but large jobs may take so long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +67,8 @@ class SearchSummary:
     """No solver was cut short."""
     reason: str
     """Why the chosen plan won."""
+    solvers: tuple[SolverReport, ...] = ()
+    """In the order they were asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,7 @@ def plan_graph(
     pins: Pins = NO_PINS,
     allow_unrunnable: bool = False,
     seed: int = 0,
+    rule: str | None = None,
 ) -> PlanningResult:
     """The fastest plan that fits, by the analytic model.
 
@@ -117,11 +120,12 @@ def plan_graph(
         progress: told what the search is doing.
         cluster_name: how the plan names the cluster; the cluster's own name by default.
         proposers: further solvers, asked after those of the level.
-        budget_s: seconds after which the search returns what it has; ``O2`` takes at most
-            ``_O2_BUDGET_S`` by default.
+        budget_s: seconds after which the search returns what it has. Without, it is bounded by
+            what it prices, and the plan is the same on every machine.
         pins: what the user has decided.
         allow_unrunnable: a plan the runtime cannot carry yet may win.
         seed: of searches that draw lots.
+        rule: one of ``rules.RULES`` by name, to be asked alone.
 
     Raises:
         BadRequest: a pin fits nothing in the model or cluster, the graph's batch is not the
@@ -140,13 +144,9 @@ def plan_graph(
         cluster_name=cluster_name,
     )
     context = replace(context, pins=pins, allow_unrunnable=allow_unrunnable, seed=seed)
-    pins.check(
-        cluster=cluster,
-        names=[segment.name for segment in context.model.segmentation.segments],
-        known_labels={label for names in context.model.labels.by_segment for label in names},
-    )
-    if budget_s is None and level == "O2":
-        budget_s = _O2_BUDGET_S
+    check_pins(context)
+    if rule is not None:
+        return _planning_result(context, _by_rule(context, rule), start_s)
     result = run_portfolio(
         context,
         (*proposers_of(context), *proposers),
@@ -154,6 +154,19 @@ def plan_graph(
         deadline_s=None if budget_s is None else start_s + budget_s,
     )
     return _planning_result(context, result, start_s)
+
+
+def _by_rule(context: SearchContext, name: str) -> PortfolioResult:
+    """What one rule of thumb answers."""
+    rules = [rule for rule in RULES if rule.name == name]
+    if not rules:
+        known = ", ".join(rule.name for rule in RULES)
+        raise BadRequest(f"--rule: no rule {name!r}; use one of {known}")
+    try:
+        result = run_portfolio(context, rules, top=1)
+    except NoFeasiblePlan as error:
+        raise NoFeasiblePlan(f"--rule {name}: {error}") from error
+    return replace(result, reason=f"it is what the rule {name} says; nothing else was tried")
 
 
 def make_context(
@@ -237,8 +250,13 @@ def proposers_of(context: SearchContext) -> tuple[Proposer, ...]:
     """The solvers of the context's level.
 
     ``O1``: rules of thumb and uniform plans. ``O2``: these on every skeleton, layer-wise mixtures,
-    shardings of single operators, unequal stages, and local searches.
+    shardings of single operators, unequal stages, and local searches. Both also plan for the
+    devices of one type alone.
     """
+    return (*_of_one_pool(context), OnePool(_of_one_pool))
+
+
+def _of_one_pool(context: SearchContext) -> tuple[Proposer, ...]:
     if context.level == "O1":
         return (*RULES, Exhaustive())
     frontier = Frontier(context)
@@ -250,29 +268,8 @@ def proposers_of(context: SearchContext) -> tuple[Proposer, ...]:
         OperatorLevel(),
         OperatorMixtures(frontier),
         Stages(),
-        *LOCAL_SEARCHES,
+        *local_searches(Rooms(context, frontier)),
     )
-
-
-def time_lower_bound_s(context: SearchContext) -> float:
-    """Every operator's time on a device, perfectly shared among all, without anything else.
-
-    No sharding makes the devices together compute or move less than one of them would alone with
-    the whole batch at once; communication, launches, pipelines and the optimizer only add to it.
-    """
-    model = context.model
-    table = model.whole_table(1)
-    split = Split(
-        axis_sizes=tuple((axis, 1) for axis in AXIS_NAMES), num_microbatches=1, num_stages=1
-    )
-    policies = (Recompute.NONE,) * table.num_segments
-    steps_per_s = 0.0
-    for host in context.cluster.hosts:
-        roofline = model.pricer.rooflines[host.device.name]
-        times = table.segment_times(split, policies, roofline=roofline, prices=model.pricer.prices)
-        alone_s = float(times.forward_s.sum() + times.backward_s.sum())
-        steps_per_s += host.num_devices / alone_s if alone_s else 0.0
-    return 1 / steps_per_s if steps_per_s else 0.0
 
 
 def _planning_result(
@@ -298,6 +295,7 @@ def _planning_result(
             is_complete=result.is_complete,
             proven_optimal=result.winner.time_s <= bound_s * (1 + 1e-9),
             reason=result.reason,
+            solvers=result.solvers,
         ),
         context=context,
     )
@@ -307,6 +305,9 @@ def _predicted(context: SearchContext, candidate: Candidate) -> ParallelPlan:
     devices = {device for stage in candidate.plan.stages for device in stage.devices}
     prediction = context.model.prediction(candidate.cost, len(devices))
     provenance = msgspec.structs.replace(
-        candidate.plan.provenance, pins=list(context.pins.texts), seed=context.seed
+        candidate.plan.provenance,
+        pins=list(context.pins.texts),
+        allow_unrunnable=context.allow_unrunnable,
+        seed=context.seed,
     )
     return msgspec.structs.replace(candidate.plan, prediction=prediction, provenance=provenance)

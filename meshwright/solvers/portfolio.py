@@ -2,8 +2,9 @@
 
 The plan returned is the fastest by the model, with two exceptions. Plans whose times differ by less
 than ``_TIE`` count as equal; then the simpler one wins: no pipeline before a pipeline, no tensor
-parallelism before some, less ZeRO, less recompute. And where the model fits one device, plain data
-parallelism wins unless something is faster by more than ``_PLAIN_MARGIN``.
+parallelism before some, less ZeRO, less recompute. And at ``-O1``, where the model fits one device,
+plain data parallelism wins unless something is faster by more than ``_PLAIN_MARGIN``; ``-O2`` was
+asked for the fastest.
 """
 
 from __future__ import annotations
@@ -13,21 +14,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meshwright.errors import NoFeasiblePlan
-from meshwright.plans.plan import ParallelPlan, Recompute
+from meshwright.plans.plan import AXIS_NAMES, ParallelPlan, Recompute
 from meshwright.solvers.base import Candidate, Proposer, SearchContext, SolveResult, SolveStatus
 from meshwright.solvers.pinned import guilty_pin, respecting
 from meshwright.solvers.rules import RULES
 from meshwright.units import format_bytes, format_seconds
 
-__all__ = ["Alternative", "PortfolioResult", "run_portfolio"]
+__all__ = ["Alternative", "PortfolioResult", "SolverReport", "run_portfolio"]
 
 _TIE = 0.005
 """Relative difference in time that no data sheet model can tell apart."""
 
-_PLAIN_MARGIN = 0.25
-"""Plain data parallelism wins unless something is faster by more than this: it is what the user
-would run without us, and ``AnalyticCostModel`` states that a step may take 0.8 of its estimate, so
-it cannot tell apart plans that are nearer."""
+_PLAIN_MARGIN = {"O1": 0.05, "O2": _TIE}
+"""By level: plain data parallelism wins unless something is faster by more than this, for it is
+what the user would run without us."""
 
 _BASELINES = frozenset(rule.name for rule in RULES)
 
@@ -44,6 +44,23 @@ class Alternative:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SolverReport:
+    """How one solver did."""
+
+    name: str
+    seconds: float
+    evaluations: int
+    """Plans priced."""
+    status: SolveStatus
+    best_s: float | None
+    """Step time of its best plan that fits."""
+    bound_s: float | None
+    """No plan of its space is faster; ``None``: it knows no bound."""
+    is_proven: bool
+    """Its best plan reaches the bound."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PortfolioResult:
     """The winner, what it beat, and how the search went."""
 
@@ -56,6 +73,7 @@ class PortfolioResult:
     seconds: float
     is_complete: bool
     """No proposer left anything out."""
+    solvers: tuple[SolverReport, ...]
 
 
 def run_portfolio(
@@ -82,15 +100,19 @@ def run_portfolio(
     feasible = [c for c in fitting if context.allow_unrunnable or not c.plan.unrunnable]
     if not feasible:
         if fitting:
-            raise NoFeasiblePlan(_nothing_runs(context, fitting[0]))
+            raise NoFeasiblePlan(_nothing_runs(context, proposers, fitting[0]))
         if context.pins.texts:
             raise NoFeasiblePlan(_pins_leave_nothing(context, proposers, everything))
         raise NoFeasiblePlan(_nothing_fits(context, everything, results))
     limit_s = feasible[0].time_s * (1 + _TIE)
-    plain_limit_s = feasible[0].time_s * (1 + _PLAIN_MARGIN)
+    margin = _PLAIN_MARGIN[context.level]
+    plain_limit_s = feasible[0].time_s * (1 + margin)
     plain = [c for c in feasible if _is_plain(c.plan) and c.time_s <= plain_limit_s]
+    if plain:
+        # Devices that bring nothing are taken too, but never to go slower.
+        limit_s = plain[0].time_s * (1 + _TIE)
     winner = min(
-        plain or [c for c in feasible if c.time_s <= limit_s],
+        (c for c in plain or feasible if c.time_s <= limit_s),
         key=lambda c: (
             (-c.plan.mesh.num_devices, c.time_s) if plain else (*_complexity(c.plan), c.time_s)
         ),
@@ -101,23 +123,53 @@ def run_portfolio(
     baselines.sort(key=lambda c: (not c.cost.fits, c.time_s))
     return PortfolioResult(
         winner=winner,
-        reason=_why(winner),
+        reason=_why(winner, margin),
         alternatives=tuple(
             Alternative(candidate=c, reason=_reason(c, winner)) for c in (*others, *baselines)
         ),
         evaluations=sum(result.evaluations for result in results),
         seconds=time.monotonic() - start_s,
         is_complete=all(result.status != SolveStatus.STOPPED for result in results),
+        solvers=tuple(map(_report, proposers, results)),
+    )
+
+
+def _report(proposer: Proposer, result: SolveResult) -> SolverReport:
+    return SolverReport(
+        name=proposer.name,
+        seconds=result.seconds,
+        evaluations=result.evaluations,
+        status=result.status,
+        best_s=min((c.time_s for c in result.candidates if c.cost.fits), default=None),
+        bound_s=result.bound_s,
+        is_proven=result.is_proven,
     )
 
 
 def _distinct(results: Sequence[SolveResult]) -> list[Candidate]:
-    """Candidates without repetitions; the first to propose a plan keeps it."""
+    """Candidates without repetitions; the first to propose a plan keeps it.
+
+    A plan with an axis along which nothing is cut is left out: it is one on fewer devices, and
+    lowering refuses it.
+    """
     seen: dict[tuple[object, ...], Candidate] = {}
     for result in results:
         for candidate in result.candidates:
-            seen.setdefault(_identity(candidate.plan), candidate)
+            if not _has_idle_axis(candidate.plan):
+                seen.setdefault(_identity(candidate.plan), candidate)
     return list(seen.values())
+
+
+def _has_idle_axis(plan: ParallelPlan) -> bool:
+    """Whether no segment lists anything to cut along one of the axes of all stages."""
+    if any(stage.mesh for stage in plan.stages):
+        return False
+    shards = [
+        shard for entry in plan.segments for shard in (entry.shard, *entry.operators.values())
+    ]
+    wanted = {axis for shard in shards for axis, labels in shard.items() if labels}
+    sizes = zip(AXIS_NAMES, plan.mesh.stage_shape, strict=True)
+    return any(size > 1 and axis not in wanted for axis, size in sizes)
 
 
 def _identity(plan: ParallelPlan) -> tuple[object, ...]:
@@ -159,7 +211,7 @@ def _is_plain(plan: ParallelPlan) -> bool:
     )
 
 
-def _why(winner: Candidate) -> str:
+def _why(winner: Candidate, margin: float) -> str:
     mesh = winner.plan.mesh
     causes = sorted(winner.cost.breakdown_s.items(), key=lambda item: -item[1])
     spent = ", ".join(f"{cause} {seconds / winner.time_s:.0%}" for cause, seconds in causes[:3])
@@ -169,7 +221,7 @@ def _why(winner: Candidate) -> str:
         has = format_bytes(float(winner.cost.capacity_bytes[stage]))
         return (
             f"the model fits one device ({needs} of {has}), so plain data parallelism is enough: "
-            f"nothing that cuts the model is faster by more than {_PLAIN_MARGIN:.0%} ({spent})"
+            f"nothing that cuts the model is faster by more than {margin:.1%} ({spent})"
         )
     return f"fastest of the plans that fit ({spent})"
 
@@ -197,16 +249,10 @@ def _pins_leave_nothing(
     context: SearchContext, proposers: Sequence[Proposer], everything: Sequence[Candidate]
 ) -> str:
     """Which pin to give up."""
-
-    def has_plan(other: SearchContext) -> bool:
-        results = [proposer.propose(other) for proposer in proposers if proposer.name in _QUICK]
-        found = respecting(other, _distinct(results))
-        return any(c.cost.fits and (other.allow_unrunnable or not c.plan.unrunnable) for c in found)
-
     pinned = " ".join(context.pins.texts)
     where = f"{context.cluster.num_devices} devices of {context.cluster_name}"
     why = "what respects them does not fit" if everything else "no way of sharding respects them"
-    guilty = guilty_pin(context, has_plan)
+    guilty = _guilty(context, proposers)
     advice = (
         f"without {' or without '.join(guilty)} there is a plan"
         if guilty
@@ -217,11 +263,30 @@ def _pins_leave_nothing(
     )
 
 
-def _nothing_runs(context: SearchContext, candidate: Candidate) -> str:
+def _guilty(context: SearchContext, proposers: Sequence[Proposer]) -> tuple[str, ...]:
+    """Pins without which a quick search finds a plan."""
+
+    def has_plan(other: SearchContext) -> bool:
+        results = [proposer.propose(other) for proposer in proposers if proposer.name in _QUICK]
+        found = respecting(other, _distinct(results))
+        return any(c.cost.fits and (other.allow_unrunnable or not c.plan.unrunnable) for c in found)
+
+    return guilty_pin(context, has_plan)
+
+
+def _nothing_runs(
+    context: SearchContext, proposers: Sequence[Proposer], candidate: Candidate
+) -> str:
+    guilty = _guilty(context, proposers)
+    if guilty:
+        what = f"with --fix {' --fix '.join(guilty)} a plan"
+        advice = "leave the pin out" if len(guilty) == 1 else "leave one of the pins out"
+    else:
+        what = f"what fits {context.cluster.num_devices} devices of {context.cluster_name}"
+        advice = "use more or larger devices"
     return (
-        f"{context.reference.reference}: what fits {context.cluster.num_devices} devices of "
-        f"{context.cluster_name} cannot run yet ({candidate.plan.unrunnable[0]}); use more or "
-        "larger devices, or --allow-unrunnable"
+        f"{context.reference.reference}: {what} cannot run yet ({candidate.plan.unrunnable[0]}); "
+        f"{advice}, or plan with --allow-unrunnable"
     )
 
 
@@ -229,6 +294,11 @@ def _nothing_fits(
     context: SearchContext, everything: Sequence[Candidate], results: Sequence[SolveResult]
 ) -> str:
     devices = f"{context.cluster.num_devices} devices of {context.cluster_name}"
+    if any(result.status is SolveStatus.STOPPED for result in results):
+        return (
+            f"{context.reference.reference}: nothing found in the time given that fits {devices}; "
+            "give more --budget"
+        )
     if not everything:
         notes = [note for result in results for note in result.notes.values()]
         why = notes[0] if notes else "no way of sharding applies"
@@ -245,6 +315,13 @@ def _nothing_fits(
     shape = f"pp {mesh.pp}, dp {mesh.dp_replicate * mesh.dp_shard}, tp {mesh.tp}"
     return (
         f"{context.reference.reference}: nothing fits {devices}: the leanest plan ({shape}) needs "
-        f"{needs} on a device that has {has}; use more or larger devices, a smaller global batch "
-        "or sequence, or a smaller model"
+        f"{needs} on a device that has {has} ({_spent_bytes(nearest, stage)}); use more or larger "
+        "devices, a smaller global batch or sequence, or a smaller model"
     )
+
+
+def _spent_bytes(candidate: Candidate, stage: int) -> str:
+    """What fills a stage, the largest causes first."""
+    causes = {cause: float(b[stage]) for cause, b in candidate.cost.memory.by_cause.items()}
+    largest = sorted(causes.items(), key=lambda item: -item[1])[:3]
+    return ", ".join(f"{cause.replace('_', ' ')} {format_bytes(b)}" for cause, b in largest if b)

@@ -57,15 +57,18 @@ def _new_table(
     context: SearchContext, skeleton: Skeleton, shardings: tuple[Sharding, ...]
 ) -> CostTable:
     classes = context.model.segment_classes
-    known = {
-        (sharding, number): (
+    # By identity: to hash a sharding takes longer than to write it out.
+    by_id = {id(sharding): sharding for sharding in shardings}
+    given = list(zip(map(id, shardings), classes, strict=True))
+    known = {}
+    for way in dict.fromkeys(given):
+        sharding, number = by_id[way[0]], way[1]
+        operators = sharding.operators_of(number)
+        known[way] = (
             sharding.labels_of(number),
-            {int(op): labels for op, labels in sharding.operators_of(number).items()},
+            {int(op): labels for op, labels in operators.items()},
         )
-        for sharding in dict.fromkeys(shardings)
-        for number in dict.fromkeys(classes)
-    }
-    ways = [known[way] for way in zip(shardings, classes, strict=True)]
+    ways = [known[way] for way in given]
     sizes = {**skeleton.sizes, MICRO: skeleton.num_microbatches}
     has_exceptions = any(operators for _, operators in ways)
     return context.model.table_of_segments(

@@ -45,14 +45,18 @@ class Rule:
         return self._name
 
     def propose(self, context: SearchContext, deadline_s: float | None = None) -> SolveResult:
-        """The first choice that fits, or else the last one, which does not."""
+        """The first choice the pins allow that fits, or else the last one, which does not."""
         start_s = time.monotonic()
         evaluations = 0
         last: UniformChoice | None = None
+        is_late = False
         refusal = ""
         for choice in self._choices(context):
-            if deadline_s is not None and time.monotonic() > deadline_s:
+            is_late = deadline_s is not None and time.monotonic() > deadline_s
+            if is_late and last is not None:
                 break
+            if not _is_allowed(context, choice):
+                continue
             try:
                 cost = price(context, choice, simulate=False)
             except PlanRefused as error:
@@ -70,7 +74,7 @@ class Rule:
         elif candidates[0].cost.fits:
             status = SolveStatus.DONE
         else:
-            status = SolveStatus.NOTHING_FITS
+            status = SolveStatus.STOPPED if is_late else SolveStatus.NOTHING_FITS
         return SolveResult(
             candidates=candidates,
             evaluations=evaluations,
@@ -78,6 +82,17 @@ class Rule:
             status=status,
             notes={} if last is not None or not refusal else {self._name: refusal},
         )
+
+
+def _is_allowed(context: SearchContext, choice: UniformChoice) -> bool:
+    pins = context.pins
+    sizes = {"dp_replicate": choice.dp_replicate, "dp_shard": choice.dp_shard, "tp": choice.tp}
+    return (
+        pins.allows_sizes(sizes, num_stages=choice.pp)
+        and pins.num_microbatches in (None, choice.num_microbatches)
+        and pins.zero_stage in (None, choice.zero_stage)
+        and pins.recompute in (None, choice.recompute)
+    )
 
 
 def _microbatches(context: SearchContext, data_parallel: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ of one micro-batch unless they come once a step. A sum over the segments of a st
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from meshwright.cost.columns import FORWARD, FloatArray, IntArray, sums_by
 from meshwright.cost.reduction import traffic_times_s
 from meshwright.cost.roofline import Roofline
 from meshwright.cost.table import CostTable, Split
+from meshwright.plans.plan import ScheduleName
 from meshwright.solvers.base import SearchContext
 from meshwright.solvers.decision import Sharding, Skeleton, Strategy
 from meshwright.solvers.parameter_costs import PayloadKey, gathers, parameter_costs
@@ -125,6 +126,9 @@ class SegmentCosts:
     resharding: FloatArray | None = None
     """(2, V, K, K) seconds more in the forward of a segment, and in the backward of the one before
     it, where that one's sharding is the first and its own the second; ``None``: one sharding."""
+    put_off: FloatArray | None = None
+    """(V, S, R + 1) under ZB-H1: seconds of gradients of parameters on each roofline, and the bytes
+    they wait with; ``None``: the schedule puts nothing off."""
 
     def column(self, name: str) -> int:
         """Place of one of ``COLUMNS``."""
@@ -134,6 +138,16 @@ class SegmentCosts:
     def first_payload(self) -> int:
         """Place of the first payload column."""
         return len(TIMES) * len(self.rooflines) + len(COLUMNS)
+
+    def in_forms(self, places: IntArray) -> SegmentCosts:
+        """The same where a segment's strategy costs what its form ``places`` (V, S) costs."""
+        rows = np.arange(len(places))[:, None]
+        return replace(
+            self,
+            amounts=self.amounts[rows, places],
+            kept_again=self.kept_again[rows, places],
+            put_off=None if self.put_off is None else self.put_off[rows, places],
+        )
 
 
 def split_of_skeleton(skeleton: Skeleton) -> Split:
@@ -202,6 +216,11 @@ def price_segments(
             if len(shardings) > 1
             else None
         ),
+        put_off=(
+            np.stack([one.put_off(context, rooflines) for one in priced], axis=1)
+            if skeleton.schedule is ScheduleName.ZB_H1 and skeleton.num_stages > 1
+            else None
+        ),
     )
 
 
@@ -256,6 +275,24 @@ class _Priced:
         change -= sums_by(segment[later] + 1, sizes[later], self.count + 1)
         first = sums_by(segment[is_first], sizes[is_first], self.count)
         return first, np.cumsum(change)[: self.count]
+
+    def put_off(self, context: SearchContext, rooflines: tuple[Roofline, ...]) -> FloatArray:
+        """(V, R + 1): see ``SegmentCosts``.
+
+        What two segments wait with counts for both, also where they share a stage.
+        """
+        pricer, columns = context.model.pricer, self.table.columns.values
+        seconds = [
+            self.table.weight_gradient_s(
+                self.split, self.policies, roofline=roofline, prices=pricer.prices
+            )
+            for roofline in rooflines
+        ]
+        value, segment = self.table.put_off.waiting
+        sizes = columns.num_bytes[value] * self.table.weights(self.split)[columns.scale[value]]
+        if pricer.is_rounded:
+            sizes = np.ceil(sizes / 512) * 512
+        return np.stack([*seconds, sums_by(segment, sizes, self.count)], axis=1)
 
     def amounts(self, keys: tuple[PayloadKey, ...]) -> FloatArray:
         """(V, C), every parameter with the first segment that reads it."""

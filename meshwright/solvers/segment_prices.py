@@ -244,6 +244,7 @@ class ChoicePrices:
                 use=(none, none),
                 gradient_axes=((),) * count,
                 has_gradient=np.ones(count, np.bool_),
+                is_cut=np.zeros(count, np.bool_),
                 row_of_value=none,
             ),
             is_rounded=self._is_rounded,

@@ -2,17 +2,18 @@
 
 A skeleton fixes the mesh, the number of stages and of micro-batches. On its ``tp`` axis a segment
 may be split by tensors, with the sequence or without, take other samples (``batch``), or do the
-same on every device (``replicate``).
+same on every device (``replicate``). On ``cp`` it is split by tokens, or images by rows; attention
+then exchanges tokens for heads, or passes keys and values around a ring.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from weakref import WeakKeyDictionary
 
 from meshwright.cost.model import AnalyticCostModel
-from meshwright.graph.dimensions import BATCH, SEQUENCE
+from meshwright.graph.dimensions import BATCH, RING, SEQUENCE, SPATIAL
 from meshwright.plans.plan import Recompute
 from meshwright.solvers.base import SearchContext
 from meshwright.solvers.decision import Labels, Sharding, Skeleton, Strategy
@@ -23,7 +24,7 @@ from meshwright.solvers.space import (
     tensor_parallel_sizes,
 )
 
-__all__ = ["EXPERTS", "Mesh", "meshes", "shardings_for", "skeletons", "strategies_for"]
+__all__ = ["EXPERTS", "WITH_RING", "Mesh", "meshes", "shardings_for", "skeletons", "strategies_for"]
 
 EXPERTS = "experts"
 
@@ -32,7 +33,14 @@ _MIN_TOKENS = 512
 operators are too small for a device."""
 
 _SMALL_CLUSTER = 16
-"""Up to so many devices, plans that leave some idle are tried too."""
+"""Up to so many devices, plans that leave some idle are tried like all others."""
+
+_MIN_ROWS = 8
+"""Spatial parallelism leaves every rank at least so many rows of an image."""
+
+WITH_RING = "+ring"
+"""End of a sharding's name: along ``cp`` keys and values go around, where else heads are
+exchanged."""
 
 Mesh = tuple[tuple[tuple[str, int], ...], int]
 """Sizes of the axes that shard segments (``cp``, ``ep``, ``tp``), and the number of stages."""
@@ -53,18 +61,24 @@ def meshes(context: SearchContext) -> Iterator[Mesh]:
     yield from found
 
 
-def skeletons(context: SearchContext) -> Iterator[Skeleton]:
-    """Every skeleton the pins allow, simple ones first; the most micro-batches first."""
+def skeletons(context: SearchContext, *, leave_idle: bool = False) -> Iterator[Skeleton]:
+    """Every skeleton the pins allow, simple ones first; the most micro-batches first.
+
+    ``leave_idle``: instead those that a large cluster has devices left over for, which can be best
+    only where devices lose more by talking than they gain.
+    """
     for sizes, num_stages in meshes(context):
-        yield from skeletons_of(context, (sizes, num_stages))
+        yield from skeletons_of(context, (sizes, num_stages), leave_idle=leave_idle)
 
 
-def skeletons_of(context: SearchContext, mesh: Mesh) -> Iterator[Skeleton]:
+def skeletons_of(
+    context: SearchContext, mesh: Mesh, *, leave_idle: bool = False
+) -> Iterator[Skeleton]:
     """The skeletons of one mesh: data parallelism as far as the batch divides."""
     sizes, num_stages = dict(mesh[0]), mesh[1]
     inner = sizes["cp"] * sizes["ep"] * sizes["tp"]
     batch = context.batch // sizes["ep"]
-    for ways in _data_sizes(context, batch, inner * num_stages):
+    for ways in _data_sizes(context, batch, inner * num_stages, leave_idle):
         splits = divisors(batch // ways) if context.can_split_step else (1,)
         for count in reversed(splits):
             allowed = False
@@ -79,20 +93,27 @@ def skeletons_of(context: SearchContext, mesh: Mesh) -> Iterator[Skeleton]:
                     yield skeleton
 
 
-def _data_sizes(context: SearchContext, batch: int, others: int) -> tuple[int, ...]:
-    """Ways of data parallelism beside ``others`` devices: as many as there can be.
-
-    On a small cluster fewer too, since a small model may lose more by talking than it gains.
-    """
+def _data_sizes(
+    context: SearchContext, batch: int, others: int, leave_idle: bool
+) -> tuple[int, ...]:
+    """Ways of data parallelism beside ``others`` devices: as many as there can be, or fewer."""
     num_devices = context.cluster.num_devices
     most = largest_divisor(batch, at_most=num_devices // others)
-    if num_devices > _SMALL_CLUSTER:
-        return (most,)
-    return tuple(reversed([ways for ways in divisors(batch) if ways <= most]))
+    fewer = tuple(reversed([ways for ways in divisors(batch) if ways < most]))
+    if {"dp", "dp_replicate", "dp_shard"} & dict(context.pins.sizes).keys():
+        return () if leave_idle else (most, *fewer)
+    if num_devices <= _SMALL_CLUSTER:
+        return () if leave_idle else (most, *fewer)
+    return fewer if leave_idle else (most,)
 
 
 def _shard_sizes(context: SearchContext, ways: int, inner: int) -> tuple[int, ...]:
-    """Sizes of ``dp_shard``: all data-parallel ranks, those of one host, and last none."""
+    """Sizes of ``dp_shard``: all data-parallel ranks, those of one host, and last none.
+
+    Every one where a pin tells sharding from replicating.
+    """
+    if context.pins.keeps_shards:
+        return tuple(reversed(divisors(ways)))
     host = max(host.num_devices for host in context.cluster.hosts)
     near = max(d for d in divisors(ways) if d <= max(1, host // inner))
     return (*sorted({ways, near} - {1}, reverse=True), 1)
@@ -101,13 +122,41 @@ def _shard_sizes(context: SearchContext, ways: int, inner: int) -> tuple[int, ..
 def _context_sizes(context: SearchContext, at_most: int) -> tuple[int, ...]:
     sequence = context.model.labels.sequence
     if sequence is None:
-        return (1,)
+        return _spatial_sizes(context, at_most)
     length = context.model.analysis.class_size[sequence]
+    least = 1 if context.pins.asks_for("cp") else _MIN_TOKENS
     return tuple(
         ways
         for ways in divisors(at_most)
-        if ways == 1 or (length % ways == 0 and length // ways >= _MIN_TOKENS)
+        if ways == 1 or (length % ways == 0 and length // ways >= least)
     )
+
+
+def _spatial_sizes(context: SearchContext, at_most: int) -> tuple[int, ...]:
+    """Ways of cutting images by rows, with exchanged halos."""
+    rows = {
+        context.model.analysis.class_size[dimension_class]
+        for names in context.model.labels.by_segment
+        for label, dimension_class in names.items()
+        if label in _rows(names)
+    }
+    if not rows or not context.allow_unrunnable:
+        return (1,)
+    most = max(rows)
+    return tuple(
+        ways
+        for ways in divisors(at_most)
+        if ways == 1 or (most % ways == 0 and most // ways >= _MIN_ROWS)
+    )
+
+
+def _rows(names: Iterable[str]) -> tuple[str, ...]:
+    """Labels of the outermost spatial dim."""
+    for kind in SPATIAL:
+        found = tuple(label for label in names if label.rstrip("0123456789") == kind)
+        if found:
+            return found
+    return ()
 
 
 def _expert_sizes(context: SearchContext, at_most: int) -> tuple[int, ...]:
@@ -130,8 +179,10 @@ def _expert_sizes(context: SearchContext, at_most: int) -> tuple[int, ...]:
 def shardings_for(context: SearchContext, skeleton: Skeleton) -> tuple[Sharding, ...]:
     """Ways of sharding all segments on the skeleton's mesh, the first of them always useful."""
     sizes = skeleton.sizes
+    passes_on = sizes["cp"] > 1 and context.allow_unrunnable and _has_sequence(context)
     if sizes["tp"] == 1:
-        return (_sharding(context, skeleton, "plain"),)
+        names = ["plain", "plain" + WITH_RING] if passes_on else ["plain"]
+        return tuple(_sharding(context, skeleton, name) for name in names)
     names = ["tensor", "tensor+sequence", "batch", "replicate"]
     batch = context.batch
     used = sizes["dp_replicate"] * sizes["dp_shard"] * sizes["ep"] * skeleton.num_microbatches
@@ -143,14 +194,23 @@ def shardings_for(context: SearchContext, skeleton: Skeleton) -> tuple[Sharding,
         del found["tensor+sequence"]
     elif with_sequence:
         return (found["tensor+sequence"],)
+    if passes_on:
+        found["tensor" + WITH_RING] = _sharding(context, skeleton, "tensor" + WITH_RING)
     return tuple(found.values())
+
+
+def _has_sequence(context: SearchContext) -> bool:
+    return context.model.labels.sequence is not None
 
 
 def strategies_for(context: SearchContext, skeleton: Skeleton) -> tuple[Strategy, ...]:
     """Everything a segment may do on the skeleton and the pins allow."""
-    stages = (0, 1, 2, 3) if skeleton.sizes["dp_shard"] > 1 else (0,)
-    # The runtime cannot offload yet, so it is tried only where such plans may win.
-    ways = (False, True) if context.allow_unrunnable and _can_offload(context) else (False,)
+    can_zero = skeleton.sizes["dp_shard"] > 1 and not _splits_a_parameter(context)
+    stages: tuple[int, ...] = (0, 1, 2, 3) if can_zero else (0,)
+    if can_zero and context.pins.keeps_shards:
+        # Without ZeRO the two kinds of data parallelism are one.
+        stages = stages[1:]
+    ways = (False, True) if _can_offload(context) else (False,)
     every = (
         Strategy(sharding=sharding, zero_stage=zero_stage, recompute=recompute, offload=offload)
         for sharding, offload, zero_stage, recompute in product(
@@ -158,6 +218,16 @@ def strategies_for(context: SearchContext, skeleton: Skeleton) -> tuple[Strategy
         )
     )
     return tuple(strategy for strategy in every if context.allows_strategy(strategy))
+
+
+def _splits_a_parameter(context: SearchContext) -> bool:
+    """Whether ``dp_shard``, which takes the batch, cuts a parameter: then ZeRO cannot."""
+    analysis = context.model.analysis
+    return any(
+        context.model.labels.batch in leaves
+        for item in analysis.graph.parameters
+        for leaves in analysis.value_dims[item.value]
+    )
 
 
 def _can_offload(context: SearchContext) -> bool:
@@ -186,15 +256,16 @@ def _new_sharding(context: SearchContext, axes: tuple[str, ...], name: str) -> S
         experts = tuple(label for label in names if label.rstrip("0123456789") == EXPERTS)
         heads = tuple(label for label in names if label.rstrip("0123456789") == "heads")
         sequence = (SEQUENCE,) if SEQUENCE in names else ()
+        attention = (RING,) if name.endswith(WITH_RING) else heads
         tensor = {
             "tensor": tuple(tensor_labels(names, sequence_parallel=False)),
             "tensor+sequence": tuple(tensor_labels(names, sequence_parallel=True)),
             "batch": batch,
-        }.get(name, ())
+        }.get(name.removesuffix(WITH_RING), ())
         wanted = {
             "dp_replicate": batch,
             "dp_shard": batch,
-            "cp": (*sequence, *heads),
+            "cp": (*sequence, *attention) if _has_sequence(context) else _rows(names),
             "ep": (*experts, *batch),
             "tp": tensor,
         }

@@ -113,8 +113,9 @@ def tensor_labels(names: Mapping[str, int], *, sequence_parallel: bool) -> list[
 
 
 def tensor_parallel_sizes(context: SearchContext) -> tuple[int, ...]:
-    """Sizes of ``tp`` that some dimension allows, within a host: 1 and more."""
+    """Sizes of ``tp`` that some dimension allows, within a host or pinned: 1 and more."""
     host = max(host.num_devices for host in context.cluster.hosts)
+    pinned = dict(context.pins.sizes).get("tp", 1)
     sizes = {
         context.model.analysis.class_size[names[label]]
         for names in context.model.labels.by_segment
@@ -122,9 +123,12 @@ def tensor_parallel_sizes(context: SearchContext) -> tuple[int, ...]:
     }
     return tuple(
         ways
-        for ways in range(1, host + 1)
+        for ways in sorted({*range(1, host + 1), pinned})
         if ways == 1
-        or ((host % ways == 0 or ways & (ways - 1) == 0) and any(s % ways == 0 for s in sizes))
+        or (
+            (host % ways == 0 or ways & (ways - 1) == 0 or ways == pinned)
+            and any(s % ways == 0 for s in sizes)
+        )
     )
 
 

@@ -55,7 +55,7 @@ _SIZES = 6
 """Sizes of sub-mesh, the largest."""
 
 _TIME_LIMIT_S = 6.0
-"""Of one integer program."""
+"""Of one integer program, where there is a deadline."""
 
 _ROOM = 0.95
 """Share of a device that a stage may fill by estimate."""
@@ -211,11 +211,11 @@ def branch_candidates(
     best = list(dict.fromkeys(shape.num_microbatches for shape in equal)) or list(splits[:1])
     found: list[Candidate] = []
     for shape in (*equal, *unequal_shapes(context, units, best[:_UNEQUAL_SPLITS])):
-        left_s = _TIME_LIMIT_S
+        left_s = None
         if deadline_s is not None:
-            left_s = min(left_s, deadline_s - time.monotonic())
-        if left_s <= 0:
-            break
+            left_s = min(_TIME_LIMIT_S, deadline_s - time.monotonic())
+            if left_s <= 0:
+                break
         stages = solve_dag(_problem(context, units, shape), time_limit_s=left_s)
         if stages is None:
             continue

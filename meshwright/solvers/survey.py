@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,19 +17,24 @@ from meshwright.cost.columns import FloatArray, IntArray
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import Recompute
 from meshwright.solvers.base import SearchContext
+from meshwright.solvers.bounds import time_lower_bound_s
 from meshwright.solvers.decision import Decision, Sharding, Skeleton, Strategy
 from meshwright.solvers.evaluate import Evaluated, PlanSpace
 from meshwright.solvers.linear import LinearCosts, linear_costs
 from meshwright.solvers.partition import StageBytes, least_bottleneck
 from meshwright.solvers.resharding import table_of_shardings
 from meshwright.solvers.segment_costs import split_of_skeleton, stage_rooflines
-from meshwright.solvers.skeletons import shardings_for, skeletons, strategies_for
+from meshwright.solvers.skeletons import WITH_RING, shardings_for, skeletons, strategies_for
 
-__all__ = ["Scope", "Survey", "Surveyed", "Uniform", "everything", "narrow", "survey"]
+__all__ = ["Scope", "Survey", "Surveyed", "Uniform", "everything", "narrow", "scope_of", "survey"]
 
 Scope = Callable[[Skeleton, Sharding | None], bool]
 """Whether a way of sharding is looked at; with ``None``, whether the skeleton is at all."""
 
+
+_IDLE_BELOW = 0.3
+"""Leaving devices idle is tried where all of them would spend less of the best plan's time at their
+data sheet's rates."""
 
 _USEFUL = frozenset({"plain", "tensor", "tensor+sequence"})
 """Ways of sharding worth having everywhere: the others are another mesh, or idle devices."""
@@ -37,7 +42,12 @@ _USEFUL = frozenset({"plain", "tensor", "tensor+sequence"})
 
 def everything(_: Skeleton, sharding: Sharding | None) -> bool:
     """The scope of ``-O2``."""
-    return sharding is None or sharding.name in _USEFUL
+    return sharding is None or sharding.name.removesuffix(WITH_RING) in _USEFUL
+
+
+def scope_of(context: SearchContext) -> Scope:
+    """The scope of the context's level; what a pin asks for is in every scope."""
+    return everything if context.level == "O2" or context.pins.asks_for("cp") else narrow
 
 
 def narrow(skeleton: Skeleton, sharding: Sharding | None) -> bool:
@@ -93,6 +103,11 @@ class Survey:
         return sorted((u for u in self.uniform if u.fits), key=lambda u: u.time_s)
 
     @property
+    def bound_s(self) -> float | None:
+        """No plan on these skeletons is faster, whatever its segments do."""
+        return min((item.estimate_s for item in self.skeletons), default=None)
+
+    @property
     def best_s(self) -> float:
         """Time of the fastest uniform plan that fits."""
         return min((u.time_s for u in self.uniform if u.fits), default=float("inf"))
@@ -109,15 +124,30 @@ def survey(
         deadline_s: ``time.monotonic()`` after which to return what there is.
     """
     found = Survey()
-    for skeleton in skeletons(context):
-        if within is not None and not within(skeleton, None):
-            continue
-        item = _looked_at(context, skeleton, within, found)
-        if item is not None:
-            found.skeletons.append(item)
-    found.skeletons.sort(key=lambda item: item.estimate_s)
-    best_s = float("inf")
-    for item in found.skeletons:
+    _tour(context, skeletons(context), within, found, deadline_s)
+    if time_lower_bound_s(context) < _IDLE_BELOW * found.best_s:
+        _tour(context, skeletons(context, leave_idle=True), within, found, deadline_s)
+    return found
+
+
+def _tour(
+    context: SearchContext,
+    every: Iterator[Skeleton],
+    within: Scope | None,
+    found: Survey,
+    deadline_s: float | None,
+) -> None:
+    """Look at skeletons, then price uniform plans on those that may beat what was found."""
+    looked = [
+        item
+        for skeleton in every
+        if within is None or within(skeleton, None)
+        for item in _looked_at(context, skeleton, within, found)
+    ]
+    looked.sort(key=lambda item: item.estimate_s)
+    found.skeletons = sorted(found.skeletons + looked, key=lambda item: item.estimate_s)
+    best_s = found.best_s
+    for item in looked:
         if item.estimate_s >= best_s:
             break
         if deadline_s is not None and time.monotonic() > deadline_s:
@@ -127,12 +157,11 @@ def survey(
             found.uniform.append(uniform)
             if uniform.fits:
                 best_s = min(best_s, uniform.time_s)
-    return found
 
 
 def _looked_at(
     context: SearchContext, skeleton: Skeleton, within: Scope | None, found: Survey
-) -> Surveyed | None:
+) -> Iterator[Surveyed]:
     shardings = [
         sharding
         for sharding in shardings_for(context, skeleton)
@@ -156,10 +185,10 @@ def _looked_at(
         totals.append(times.total_s)
         usable.append(sharding)
     if not usable:
-        return None
+        return
     micro, count = skeleton.num_microbatches, skeleton.num_stages
     work_s = float(np.min(totals, axis=0).sum())
-    return Surveyed(
+    yield Surveyed(
         skeleton=skeleton,
         shardings=tuple(usable),
         estimate_s=work_s / (1 - (1 - 1 / micro) ** count),
@@ -172,29 +201,51 @@ def _uniform(
     """The best plan of each sharding that fits, or the one nearest to it."""
     every = strategies_for(context, item.skeleton)
     for sharding in item.shardings:
-        strategies = [strategy for strategy in every if strategy.sharding == sharding]
-        if not strategies:
-            continue
-        space = PlanSpace(context, item.skeleton, strategies)
-        costs = linear_costs(space)
-        cut = least_bottleneck(costs.time_s[:, 0].tolist(), item.skeleton.num_stages)
-        if cut is None:
-            continue
-        numbers = np.arange(space.num_strategies)
-        priced = _priced(space, numbers, [cut] * len(numbers), found)
-        best = _best(space, numbers, [cut] * len(numbers), priced)
-        yield best
-        # Stages cut by memory may make something faster fit.
-        limit_s = min(best_s, best.time_s if best.fits else best_s)
-        roomier = {
-            number: _cut_by_memory(space, costs, number)
-            for number in np.flatnonzero((priced.excess > 0) & (priced.time_s < limit_s)).tolist()
-            if item.skeleton.num_stages > 1
-        }
-        able = [number for number, other in roomier.items() if other not in (None, cut)]
+        mine = [strategy for strategy in every if strategy.sharding == sharding]
+        # Offload only ever costs time: it is for what would be faster but does not fit without.
+        wanting: list[Strategy] = []
+        strategies = [strategy for strategy in mine if not strategy.offload]
+        limit_s = best_s
+        if strategies:
+            space = PlanSpace(context, item.skeleton, strategies)
+            for uniform in _best_cuts(space, best_s, found, wanting):
+                limit_s = min(limit_s, uniform.time_s if uniform.fits else limit_s)
+                yield uniform
+        able = [strategy for strategy in mine if strategy.offload]
+        if strategies:
+            able = [strategy for strategy in able if replace(strategy, offload=False) in wanting]
         if able:
-            chosen, cuts = np.array(able), [roomier[number] for number in able]
-            yield _best(space, chosen, cuts, _priced(space, chosen, cuts, found))
+            space = PlanSpace(context, item.skeleton, able)
+            yield from _best_cuts(space, limit_s, found, [])
+
+
+def _best_cuts(
+    space: PlanSpace, best_s: float, found: Survey, wanting: list[Strategy]
+) -> Iterator[Uniform]:
+    """The best uniform plan of a space on stages of equal time, and on stages cut by memory.
+
+    ``wanting`` receives the strategies that are faster than the best plan but do not fit.
+    """
+    num_stages = space.skeleton.num_stages
+    costs = linear_costs(space)
+    cut = least_bottleneck(costs.time_s[:, 0].tolist(), num_stages)
+    if cut is None:
+        return
+    numbers = np.arange(space.num_strategies)
+    priced = _priced(space, numbers, [cut] * len(numbers), found)
+    best = _best(space, numbers, [cut] * len(numbers), priced)
+    yield best
+    limit_s = min(best_s, best.time_s if best.fits else best_s)
+    too_large = np.flatnonzero((priced.excess > 0) & (priced.time_s < limit_s)).tolist()
+    wanting += [space.strategies[number] for number in too_large]
+    if num_stages == 1:
+        return
+    # Stages cut by memory may make something faster fit.
+    roomier = {number: _cut_by_memory(space, costs, number) for number in too_large}
+    able = [number for number, other in roomier.items() if other not in (None, cut)]
+    if able:
+        chosen, cuts = np.array(able), [roomier[number] for number in able]
+        yield _best(space, chosen, cuts, _priced(space, chosen, cuts, found))
 
 
 _Cuts = Sequence[tuple[int, ...] | None]

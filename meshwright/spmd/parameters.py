@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from meshwright.graph.opgraph import Ref, TensorSpec, contiguous_stride
 from meshwright.spmd.body import Body, ValueTable
+from meshwright.spmd.layout import Layout
 from meshwright.spmd.program import (
     CollectiveKind,
     CoordinateInt,
@@ -22,20 +23,26 @@ from meshwright.spmd.program import (
 )
 
 __all__ = [
+    "STEP_BYTES",
     "ZERO_AXIS",
     "LocalParameter",
     "PendingGather",
     "choose_zero_shard",
     "chunk_spec",
+    "cuts_like_zero",
     "finish_gather",
     "launch_gather",
     "new_parameter",
     "reduce_bucket",
     "scatter_bucket",
     "split_scattered",
+    "zero_refusal",
 ]
 
 ZERO_AXIS = "dp_shard"
+
+STEP_BYTES = 256 * 2**20
+"""Most that temporaries of the optimizer's step take: it updates so much at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +133,20 @@ def new_parameter(
         stored=chunk if zero_stage == 3 else local,
         optimized=chunk,
         offload=offload,
+    )
+
+
+def cuts_like_zero(layout: Layout) -> bool:
+    """Whether operators cut a parameter along ZeRO's axis, so that ZeRO cannot."""
+    return ZERO_AXIS in layout.sharding_axes
+
+
+def zero_refusal(name: str, *, zero_stage: int, segment: int) -> str:
+    """Why ``cuts_like_zero`` forbids a ZeRO stage."""
+    return (
+        f"segment {segment}: ZeRO {zero_stage} would cut {name} along {ZERO_AXIS}, which already "
+        "cuts it because an operator that reads it is sharded so; use zero_stage 0 there, or "
+        f"{ZERO_AXIS} for the batch alone"
     )
 
 

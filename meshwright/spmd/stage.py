@@ -21,9 +21,11 @@ from meshwright.spmd.layout import MICRO
 from meshwright.spmd.parameters import (
     ZERO_AXIS,
     LocalParameter,
+    cuts_like_zero,
     finish_gather,
     launch_gather,
     new_parameter,
+    zero_refusal,
 )
 from meshwright.spmd.program import DataSlot, Instruction
 from meshwright.spmd.redistribute import StepKind
@@ -89,14 +91,10 @@ class StageContext:
     def _parameter(self, value: int) -> LocalParameter:
         segments = self.stages.segments_of_parameter.get(value, ())
         choice = self.choices[segments[0]] if segments else None
-        cut = self.sharded.layouts[value].sharding_axes
-        if choice is not None and choice.zero_stage and ZERO_AXIS in cut:
-            raise PlanRefused(
-                f"segment {segments[0]}: ZeRO {choice.zero_stage} would cut "
-                f"{self.input_of[value].name} along {ZERO_AXIS}, which already cuts it because an "
-                f"operator that reads it is sharded so; use zero_stage 0 there, or {ZERO_AXIS} for "
-                "the batch alone"
-            )
+        is_cut = cuts_like_zero(self.sharded.layouts[value])
+        if choice is not None and choice.zero_stage and is_cut:
+            name = self.input_of[value].name
+            raise PlanRefused(zero_refusal(name, zero_stage=choice.zero_stage, segment=segments[0]))
         return new_parameter(
             self.values,
             name=self.input_of[value].name,

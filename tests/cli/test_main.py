@@ -12,7 +12,7 @@ import meshwright as package
 from meshwright.cli import clusters as clusters_verb
 from tests.cli.conftest import Run
 
-VERBS = ("plan", "explain", "validate", "run", "models", "clusters", "doctor", "demo")
+VERBS = ("plan", "explain", "validate", "run", "models", "clusters", "doctor", "demo", "profile")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -10,6 +10,7 @@ import pytest
 from meshwright.cli import validate as validate_verb
 from meshwright.cli.options import parse_duration_s, parse_level
 from meshwright.plans import read_plan
+from meshwright.solvers.rules import RULES
 from tests.cli.conftest import Run
 
 OWN_MODEL = """
@@ -47,7 +48,17 @@ PREDICTED_KEYS = {
     "mfu",
     "breakdown",
 }
-SEARCH_KEYS = {"seconds", "evaluations", "level", "lower_bound_s", "proven_optimal"}
+SEARCH_KEYS = {
+    "seconds",
+    "evaluations",
+    "level",
+    "lower_bound_s",
+    "gap",
+    "proven_optimal",
+    "is_complete",
+    "solvers",
+}
+SOLVER_KEYS = {"name", "seconds", "evaluations", "status", "best_s", "bound_s"}
 
 
 def test_plan_json_has_the_promised_shape(meshwright: Run, tmp_path: Path) -> None:
@@ -61,6 +72,13 @@ def test_plan_json_has_the_promised_shape(meshwright: Run, tmp_path: Path) -> No
     assert SEARCH_KEYS <= set(found["search"])
     assert "O1" == found["search"]["level"]
     assert found["predicted"]["fits"]
+    search = found["search"]
+    best_s = found["predicted"]["step_time_s"]
+    assert best_s / search["lower_bound_s"] - 1 == pytest.approx(search["gap"])
+    assert search["is_complete"]
+    assert [] == [one for one in search["solvers"] if not set(one) >= SOLVER_KEYS]
+    assert search["evaluations"] == sum(one["evaluations"] for one in search["solvers"])
+    assert "exhaustive" in {one["name"] for one in search["solvers"]}
     total_s = sum(found["predicted"]["breakdown"].values())
     assert found["predicted"]["step_time_s"] == pytest.approx(total_s)
     assert [] == [item for item in found["alternatives"] if not item["reason"]]
@@ -77,6 +95,59 @@ def test_plan_shows_the_best_plans_and_why(meshwright: Run) -> None:
     assert "time of a step (analytic)" in answer.out
     assert "memory of the fullest device (analytic)" in answer.out
     assert "data-parallel" in answer.out
+
+
+def test_plan_says_how_far_from_the_best_it_can_be(meshwright: Run) -> None:
+    words = ["plan", "tiny-gpt", "--cluster", "4xh100", "--global-batch", "16", "--top", "1"]
+    whole = meshwright(*words)
+    cut = meshwright(*words, "-O2", "--budget", "1ms")
+
+    assert "No plan is faster than " in whole.out
+    assert "cut short" not in whole.out
+    assert "The search was cut short (" in cut.out
+    assert "more --budget" in cut.out
+
+
+def test_plan_by_a_rule_of_thumb(meshwright: Run) -> None:
+    words = ["plan", "tiny-mlp", "--cluster", "cpu:4", "--global-batch", "16"]
+    found = meshwright(*words, "--rule", "zero3", "--json").document
+    unknown = meshwright(*words, "--rule", "best")
+    help_text = meshwright("plan", "--help").out
+
+    assert "zero3" == found["plan"]["provenance"]["solver"]
+    assert [] == found["alternatives"]
+    assert 1 == unknown.status
+    assert "no rule 'best'" in unknown.lines_of_error[0]
+    assert [] == [rule.name for rule in RULES if rule.name not in help_text]
+
+
+def test_plan_respects_annotations(meshwright: Run, tmp_path: Path) -> None:
+    head = "self.head = nn.Linear(width, 4)"
+    text = OWN_MODEL.replace(head, f'{head}; annotate(self, recompute="full")')
+    text = f"from meshwright import annotate{text}"
+    (tmp_path / "own_model_annotated.py").write_text(text)
+    words = ["plan", "own_model_annotated:Model", "--cluster", "cpu:2", "--global-batch", "8"]
+    plan = meshwright(*words, "--fix", "dp=2", "--json").document["plan"]
+
+    assert ["*:recompute=full", "dp=2"] == plan["provenance"]["pins"]
+    assert {"full"} == {segment["recompute"] for segment in plan["segments"]}
+
+
+def test_explain_plans_with_what_the_plan_was_made_with(meshwright: Run, tmp_path: Path) -> None:
+    """A plan that cannot run yet, pinned and allowed."""
+    words = ["plan", "tiny-gpt", "--cluster", "4xh100", "--global-batch", "16"]
+    pins = ["--fix", "pp=2", "--fix", "schedule=zb-h1"]
+    refused = meshwright(*words, *pins)
+    made = meshwright(*words, *pins, "--allow-unrunnable", "-o", "zb.json")
+    found = meshwright("explain", "zb.json", "--json")
+
+    assert 2 == refused.status
+    assert "with --fix schedule=zb-h1 a plan cannot run yet" in refused.lines_of_error[0]
+    assert "--allow-unrunnable" in refused.lines_of_error[0]
+    assert 0 == made.status
+    assert read_plan(tmp_path / "zb.json").provenance.allow_unrunnable
+    assert 0 == found.status
+    assert found.document["is_still_best"]
 
 
 def test_a_model_of_ones_own_that_prints_leaves_the_document_alone(

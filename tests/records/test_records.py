@@ -1,4 +1,4 @@
-"""Records: what is appended is read back, and damage is skipped and named."""
+"""Records and reports: what they refuse, and what they are made of."""
 
 from __future__ import annotations
 
@@ -9,31 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from meshwright import records
+from meshwright import __version__, records
 from meshwright.errors import BadRequest
-
-MACHINE = records.Machine(
-    processor="a cpu", num_cores=2, memory_bytes=8, accelerators=(), system="Linux x86_64"
-)
-SOFTWARE = records.Software(python="3.11.0", packages={"torch": "2.13.0"})
-
-
-def record(**changes: Any) -> records.Record:
-    fields: dict[str, Any] = {
-        "kind": "operator",
-        "name": "aten.mm.default",
-        "machine": MACHINE,
-        "software": SOFTWARE,
-        "method": "perf_counter",
-        "num_repeats": 3,
-        "median": 2.0,
-        "p10": 1.0,
-        "p90": 3.0,
-        "unit": "s",
-        "measured_utc": "2026-01-01T00:00:00+00:00",
-        "extra": {"rank": 0, "dtype": "float32", "ratio": 1.0, "note": None},
-    }
-    return records.Record(**fields | changes)
+from tests.records.examples import MACHINE, SOFTWARE, record
 
 
 def report(**changes: Any) -> records.StepReport:
@@ -76,73 +54,66 @@ def test_percentiles_are_interpolated() -> None:
     assert 1.5 == records.timing_of([1.0, 2.0]).median_s
 
 
-def test_records_come_back_in_order(tmp_path: Path) -> None:
-    store = records.RecordStore(tmp_path / "store")
-    assert ([], []) == store.read()
-
-    store.append(record(name="a\nb"), record(name="é"))
-    store.append(record(name="c"))
-
-    assert ([record(name="a\nb"), record(name="é"), record(name="c")], []) == store.read()
-    assert tmp_path / "store" / "records.jsonl" == store.path
-
-
-def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
-    store = records.RecordStore(tmp_path / "r.jsonl")
-    store.append(record(name="a"), record(name="b"))
-    store.path.write_bytes(store.path.read_bytes()[:-20])
-    store.append(record(name="c"))
-    found, problems = store.read()
-
-    assert ["a", "c"] == [item.name for item in found]
-    assert 1 == len(problems)
-    assert "line 2: not JSON" in problems[0]
-
-
 @pytest.mark.parametrize(
-    ("old", "new", "expected"),
+    ("changes", "expected"),
     [
-        (b'"median":2.0', b'"median":2.5', "the checksum does not match"),
-        (b'"median":2.0', b'"median":NaN', "$.record.median: NaN is not a number"),
-        (b'"kind":', b'"unit":"s","kind":', "$.record.unit: the key stands twice"),
-        (b"aten", b"\xff\xfe", "not valid UTF-8"),
-        (b'"sha256"', b'"sha"', "not a line of a record store"),
-        (b'"aten.', b'"' + b"x" * 2**21 + b".", "longer than 1048576 bytes"),
+        ({"kind": "operators"}, "kind is 'operators'; known: operator, collective"),
+        ({"unit": "ms"}, "unit is 'ms'; operator is measured in s"),
+        ({"extra": {"direction": "forward"}}, "extra lacks 'dtype', which every operator needs"),
+        ({"extra": {"direction": "forward", "dtype": None}}, "extra lacks 'dtype'"),
+        (
+            {"extra": {"direction": "forward", "dtype": "fp32", "width_m": 1}},
+            "extra holds 'width_m', which is no key of operator",
+        ),
+        ({"num_repeats": 0}, "num_repeats is 0"),
+        ({"samples": (1.0, 2.0)}, "samples holds 2 of 3 repeats"),
+        ({"samples": (1.0, 2.0, float("inf"))}, "samples holds a value that is not finite"),
+        ({"schema_version": 3}, "schema_version is 3, this Meshwright reads 2"),
     ],
 )
-def test_a_corrupt_line_is_skipped_and_named(
-    tmp_path: Path, old: bytes, new: bytes, expected: str
-) -> None:
-    store = records.RecordStore(tmp_path / "r.jsonl")
-    store.append(record())
-    damaged = store.path.read_bytes().replace(old, new)
-    store.path.write_bytes(damaged)
-    store.append(record(name="good"))
-    found, problems = store.read()
-
-    assert ["good"] == [item.name for item in found]
-    assert 1 == len(problems)
-    assert expected in problems[0]
-    assert "\n" not in problems[0]
+def test_a_record_follows_its_kind(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        record(**changes)
 
 
-def test_a_reformatted_line_is_still_whole(tmp_path: Path) -> None:
-    store = records.RecordStore(tmp_path / "r.jsonl")
-    store.append(record())
-    store.path.write_text(json.dumps(json.loads(store.path.read_text()), sort_keys=True) + "\n")
+def test_a_run_may_have_any_column() -> None:
+    extra = {"run_id": "r1", "what the authors called it": 3}
 
-    assert ([record()], []) == store.read()
+    assert extra == record(kind="run", unit="ranks", extra=extra).extra
 
 
-def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+def test_every_kind_has_its_keys() -> None:
+    assert set(records.Kind) == set(records.KINDS)
+    assert [] == [
+        (kind, key)
+        for kind, keys in records.KINDS.items()
+        for key in keys.required
+        if key in keys.optional or not keys.allows(key)
+    ]
 
-    with pytest.raises(BadRequest, match="cannot add records"):
-        records.RecordStore(tmp_path / "file").append(record())
+
+def test_a_record_of_a_timing_is_one_call() -> None:
+    """The machine, the software, the time and the writer are filled in; None is left out."""
+    made = records.record_of_timing(
+        records.timing_of([3.0, 1.0, 2.0]),
+        kind=records.Kind.OPERATOR,
+        name="linear",
+        device="cpu",
+        verb="profile ops",
+        method="perf_counter",
+        extra={"direction": "forward", "dtype": "float32", "model": None},
+    )
+
+    assert ("operator", 2.0, 3, "s") == (made.kind, made.median, made.num_repeats, made.unit)
+    assert (3.0, 1.0, 2.0) == made.samples
+    assert {"direction": "forward", "dtype": "float32"} == made.extra
+    assert f"meshwright {__version__} profile ops" == made.writer
+    assert records.describe_machine() == made.machine
+    assert made.measured_utc.endswith("+00:00")
 
 
 @pytest.mark.parametrize(
-    "changes", [{"median": float("nan")}, {"p10": 2.5}, {"extra": {"a": float("inf")}}]
+    "changes", [{"median": float("nan")}, {"p10": 2.5}, {"extra": {"flops": float("inf")}}]
 )
 def test_a_record_holds_only_numbers_that_make_sense(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes)) if "p10" not in changes else "median"):
@@ -168,12 +139,14 @@ def test_a_report_with_a_wrong_key_is_refused() -> None:
 
 def test_a_report_becomes_records(tmp_path: Path) -> None:
     store = records.RecordStore(tmp_path)
-    store.append(*report().to_records())
+    store.append(report().to_records())
     (step, *memory), problems = store.read()
 
     assert [] == problems
     assert ("step_time", 2.0, 3, "s") == (step.kind, step.median, step.num_repeats, step.unit)
     assert 2 == step.extra["mesh_tp"]
+    assert "tokens_per_s" not in step.extra
+    assert ("cpu", (3.0, 1.0, 2.0)) == (step.device, step.samples)
     assert [10, 10, 20, 5, 10, 10, 20, 6] == [item.median for item in memory]
     assert (1, "activation") == (memory[-1].extra["rank"], memory[-1].extra["cause"])
 
@@ -196,5 +169,6 @@ def test_machine_and_software_are_described() -> None:
     assert machine.processor
     assert machine.num_cores >= 1
     assert "msgspec" not in software.packages
+    assert [] == [name for name, clock_hz in machine.clocks_hz.items() if clock_hz < 1e8]
     assert software.python.startswith("3.")
     assert "numpy" in software.packages

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from meshwright.plans.plan import Precision, Recompute
+from meshwright.plans.plan import Precision, Recompute, ScheduleName
 from meshwright.solvers.base import SearchContext
 from meshwright.solvers.decision import Skeleton
 from meshwright.solvers.evaluate import PlanSpace, candidate_of_decision, price_decision
@@ -186,3 +186,31 @@ def test_context_parallelism_is_priced_as_exactly() -> None:
     cost = price_decision(context, space.decision(zeros[0], start[0]))
 
     assert space.evaluate(zeros, start).time_s[0] == pytest.approx(cost.time_s, rel=1e-3)
+
+
+@pytest.mark.parametrize("num_microbatches", [2, 4, 8])
+@pytest.mark.parametrize("num_stages", [2, 4])
+def test_zb_h1_is_priced_by_its_own_schedule(num_stages: int, num_microbatches: int) -> None:
+    """Time by its simulation, memory with what the gradients of parameters wait for."""
+    model = f"gpt2?num_layers={2 * num_stages}"
+    context = context_of(zoo(model, 16, "bfloat16"), "8xa100", 16, Precision.BF16)
+    found = {}
+    for schedule in (ScheduleName.ONE_F_ONE_B, ScheduleName.ZB_H1):
+        plain = Skeleton.of(
+            {"dp_shard": 2}, num_stages=num_stages, num_microbatches=num_microbatches
+        )
+        skeleton = replace(plain, schedule=schedule)
+        space = PlanSpace(context, skeleton, strategies_for(context, skeleton)[:3])
+        assignment = np.zeros((1, space.num_segments), np.int64)
+        starts = even_starts(space)[None]
+        priced, closed = (space.evaluate(assignment, starts, simulate=s) for s in (True, False))
+        cost = price_decision(context, space.decision(assignment[0], starts[0]))
+        share = float((cost.memory.peak_bytes / cost.capacity_bytes).max())
+
+        assert priced.time_s[0] == pytest.approx(cost.time_s, rel=1e-3)
+        assert closed.time_s[0] == pytest.approx(cost.time_s, rel=0.08)
+        assert 1 + priced.excess[0] == pytest.approx(share, rel=0.01)
+        assert 1 + priced.excess[0] >= share * (1 - 1e-6)
+        found[schedule] = float(priced.time_s[0])
+
+    assert found[ScheduleName.ZB_H1] < found[ScheduleName.ONE_F_ONE_B]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from meshwright.cluster import parse_cluster
 from meshwright.errors import BadRequest
-from meshwright.plans.plan import Recompute, ScheduleName, SegmentPlan
+from meshwright.plans.plan import Recompute, ScheduleName
 from meshwright.solvers.decision import Sharding, Skeleton, Strategy
 from meshwright.solvers.pins import ModulePin, parse_pins
 
@@ -90,29 +92,64 @@ def test_module_patterns(pattern: str, name: str, expected: bool) -> None:
     assert ModulePin(text="", pattern=pattern).matches(name) is expected
 
 
-def test_a_module_pin_changes_only_what_it_names() -> None:
-    before = SegmentPlan(
-        segment_class=0, name="a", shard={"tp": ["heads"], "dp_shard": ["batch"]}, zero_stage=1
-    )
+@pytest.mark.parametrize(
+    ("text", "axis"),
+    [
+        ("sequence-parallel=yes", "tp"),
+        ("layers.0:tp=inner", "tp"),
+        ("layers.0:zero=3", "dp_shard"),
+        ("zero=1", "dp_shard"),
+        ("schedule=gpipe", "pp"),
+        ("stage.1:host=0", "pp"),
+    ],
+)
+def test_a_pin_asks_for_the_axis_it_speaks_of(text: str, axis: str) -> None:
+    pins = parse_pins([text])
+    stages = 2 if axis == "pp" else 1
+    sizes = {} if axis == "pp" else {axis: 2}
 
-    labels = parse_pins(["a:tp=inner"]).modules[0].applied(before)
-    recompute = parse_pins(["a:recompute=full"]).modules[0].applied(before)
-
-    assert labels.shard == {"tp": ["inner"], "dp_shard": ["batch"]}
-    assert (labels.zero_stage, labels.recompute) == (1, Recompute.NONE)
-    assert recompute.recompute is Recompute.FULL
-    assert recompute.shard == before.shard
+    assert [axis] == list(pins.needs)
+    assert pins.asks_for(axis)
+    assert pins.allows_skeleton(Skeleton.of(sizes, num_stages=stages))
+    assert not pins.allows_skeleton(Skeleton.of({"dp_replicate": 4}))
 
 
-def test_pins_nothing_can_meet_are_named() -> None:
-    cluster = parse_cluster("8xa100-40gb")
-    names = ["embedding", "layers.0"]
+@pytest.mark.parametrize(
+    "text", ["zero=0", "recompute=full", "sequence-parallel=no", "layers.0:tp=", "stage.0:host=0"]
+)
+def test_other_pins_ask_for_no_axis(text: str) -> None:
+    assert {} == parse_pins([text]).needs
 
-    with pytest.raises(BadRequest, match="multiple of 3 devices"):
-        parse_pins(["tp=3"]).check(cluster=cluster, names=names, known_labels={"heads"})
-    with pytest.raises(BadRequest, match="no module matches 'head'"):
-        parse_pins(["head:zero=1"]).check(cluster=cluster, names=names, known_labels={"heads"})
-    with pytest.raises(BadRequest, match="no dimension class 'wings'"):
-        parse_pins(["layers:tp=wings"]).check(cluster=cluster, names=names, known_labels={"heads"})
-    with pytest.raises(BadRequest, match="hosts 0 to 0"):
-        parse_pins(["stage.0:host=1"]).check(cluster=cluster, names=names, known_labels=set())
+
+def test_interleaved_stages_take_micro_batches_in_rounds() -> None:
+    pins = parse_pins(["schedule=interleaved"])
+
+    assert pins.allows_skeleton(Skeleton.of({}, num_stages=2, num_microbatches=4))
+    assert not pins.allows_skeleton(Skeleton.of({}, num_stages=2, num_microbatches=3))
+
+
+@pytest.mark.parametrize(
+    ("texts", "problem"),
+    [
+        (["tp=3"], "multiple of 3 devices"),
+        (["stage.0:host=1"], "hosts 0 to 0"),
+        (["tp=1", "sequence-parallel=yes"], "needs tp of 2 or more, but tp=1 is pinned"),
+        (["no-pipeline", "schedule=1f1b"], "needs pp of 2 or more, but pp=1 is pinned"),
+        (["dp=1", "layers.0:zero=2"], "needs dp_shard of 2 or more, but dp=1 is pinned"),
+        (["dp_shard=2", "zero=0"], "shards nothing under zero=0"),
+    ],
+)
+def test_pins_the_cluster_or_one_another_rule_out(texts: list[str], problem: str) -> None:
+    with pytest.raises(BadRequest, match=problem):
+        parse_pins(texts).check(parse_cluster("8xa100-40gb"))
+
+
+def test_offload_needs_a_way_to_the_host() -> None:
+    cluster = parse_cluster("2xa100-40gb")
+    cut_off = replace(cluster.hosts[0].device, to_host_bytes_per_s=0.0)
+    hosts = tuple(replace(host, device=cut_off) for host in cluster.hosts)
+    pins = parse_pins(["layers.0:offload=yes"])
+
+    pins.check(cluster)
+    with pytest.raises(BadRequest, match="no way to their host's memory"):
+        pins.check(replace(cluster, hosts=hosts))
