@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.heading import heading
 from meshwright.profiling.traces.diagnosis import diagnose
 from tests.profiling.traces.troubled_tables import KINDS, answer_of, troubled_set
 
@@ -73,8 +73,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     result = {
-        "made_by": f"python -m benchmarks.diagnosis --sets {options.sets} --seed {options.seed}",
-        "machine": f"{platform.system()} {platform.machine()}, numpy {np.__version__}",
+        **heading("the diagnosis names what was put into synthetic step times"),
         **confusion(options.sets, seed=options.seed),
         "harder": {
             name: confusion(max(1, options.sets // 8), seed=options.seed + 1, **noise)

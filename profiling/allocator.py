@@ -2,7 +2,8 @@
 
 glibc returns freed memory when the top of its heap or a block is large, by thresholds that move
 with what was freed before. So the same operator may or may not pay for fresh pages, by what ran
-earlier: measured here, 1.3 or 5.1 ms. In training, memory is used again most of the time.
+earlier: on a virtual machine, relu of 8 MB took 0.65 ms on pages it had and 6 ms on fresh ones. In
+training, memory is used again most of the time.
 """
 
 from __future__ import annotations

@@ -11,10 +11,32 @@ from meshwright.errors import BadRequest
 from meshwright.plans import JobSpec, OptimizerName, OptimizerSpec, Precision
 from meshwright.strict_json import FieldError
 
-__all__ = ["JsonOption", "PlanArgument", "job_of", "parse_duration_s", "parse_level"]
+__all__ = [
+    "FixOption",
+    "JsonOption",
+    "PlanArgument",
+    "RuleOption",
+    "job_of",
+    "parse_duration_s",
+    "parse_level",
+]
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, the rest on stderr.")
+]
+FixOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Decide something yourself: tp=8, no-pipeline, layers.*.mlp:zero=3; repeatable.",
+        metavar="PIN",
+    ),
+]
+RuleOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Ask one rule of thumb only: data-parallel, zero3, megatron or naive-layers.",
+        metavar="NAME",
+    ),
 ]
 PlanArgument = Annotated[
     str, typer.Argument(metavar="PLAN", help="A plan file, made by `meshwright plan`.")

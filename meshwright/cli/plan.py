@@ -10,7 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from meshwright.cli.garbage import few_collections
-from meshwright.cli.options import JsonOption, job_of, parse_duration_s, parse_level
+from meshwright.cli.options import (
+    FixOption,
+    JsonOption,
+    RuleOption,
+    job_of,
+    parse_duration_s,
+    parse_level,
+)
 from meshwright.cli.output import Output, output_for
 from meshwright.errors import BadRequest
 from meshwright.plans import OptimizerName, Precision, write_plan
@@ -35,20 +42,8 @@ def plan(
         str | None, typer.Option(help="Longest time to search, such as 10s or 2min.")
     ] = None,
     top: Annotated[int, typer.Option(help="How many plans to show.")] = 5,
-    fix: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Decide something yourself: tp=8, no-pipeline, layers.*.mlp:zero=3; repeatable.",
-            metavar="PIN",
-        ),
-    ] = None,
-    rule: Annotated[
-        str | None,
-        typer.Option(
-            help="Ask one rule of thumb only: data-parallel, zero3, megatron or naive-layers.",
-            metavar="NAME",
-        ),
-    ] = None,
+    fix: FixOption = None,
+    rule: RuleOption = None,
     allow_unrunnable: Annotated[
         bool, typer.Option(help="Let plans win that the runtime cannot carry yet.")
     ] = False,

@@ -24,7 +24,7 @@ LOOPBACK = Link(
     source=(
         "estimate, not measured here: gloo over loopback, 1 GB/s taken as a low figure; latency: a "
         "small serial gloo collective of 2 processes took 1.3 ms on a 2-core machine, two hops; "
-        "measure with `meshwright profile collectives`"
+        "measure with `meshwright profile machine -o FILE`"
     ),
 )
 
@@ -101,7 +101,7 @@ def cpu_device(*, num_ranks: int, cpu: MachineCpu | None = None) -> Device:
             f"estimate, not measured: {cpu.model}, {cpu.num_cores} cores, "
             f"{cpu.clock_hz / 1e9:.2f} GHz{clock} x {cpu.float32_flop_per_cycle} float32 flop per "
             f"cycle on one thread, shared by {num_ranks} ranks; memory bandwidth 10 GB/s per core "
-            f"assumed; measure with `meshwright profile ops`"
+            f"assumed; measure with `meshwright profile machine -o FILE`"
         ),
     )
 

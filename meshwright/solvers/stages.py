@@ -48,6 +48,9 @@ _MAX_SPLITS = 7
 _SEQUENCE_SPLITS = 2
 """Of these, the best also with sequence parallelism."""
 
+_MANY, _SPLITS_OF_MANY = 64, 4
+"""With more hosts or devices than this fewer numbers of micro-batches are tried."""
+
 _SHORTLIST = 6
 """Plans priced exactly."""
 
@@ -95,10 +98,12 @@ class Stages:
         pools = pools_of(context.cluster)
         units = units_of(stage_times_s(context, UniformChoice()))
         cuts = _cut_bytes(context, units)
-        for num_microbatches in splits_of(context):
+        is_large = sum(_num_counted(context, pools)) > _MANY
+        splits = splits_of(context, at_most=_SPLITS_OF_MANY if is_large else _MAX_SPLITS)
+        for num_microbatches in splits:
             self._search(context, state, pools, (units, cuts), num_microbatches, False)
         ranked = dict.fromkeys(micro for _, micro, _ in sorted(state.found, key=lambda x: x[0]))
-        for num_microbatches in list(ranked)[:_SEQUENCE_SPLITS]:
+        for num_microbatches in list(ranked)[: 1 if is_large else _SEQUENCE_SPLITS]:
             self._search(context, state, pools, (units, cuts), num_microbatches, True)
         candidates = self._priced(context, state, pools)
         candidates += branch_candidates(
@@ -142,7 +147,7 @@ class Stages:
         problem = ChainProblem(
             cost_s=np.stack([way.cost_s for way in ways]),
             uses=uses,
-            devices=tuple(p.num_devices // unit for p, unit in zip(pools, of_unit, strict=True)),
+            devices=tuple(_num_counted(context, pools)),
             num_microbatches=num_microbatches,
             max_stages=min(_MAX_STAGES, int(units.max()) + 1),
         )
@@ -220,6 +225,12 @@ def _devices_of_unit(context: SearchContext, pools: Sequence[Pool]) -> list[int]
     return [pool.devices_per_host if whole_hosts else 1 for pool in pools]
 
 
+def _num_counted(context: SearchContext, pools: Sequence[Pool]) -> list[int]:
+    """For each pool how many such units it has."""
+    of_unit = _devices_of_unit(context, pools)
+    return [pool.num_devices // unit for pool, unit in zip(pools, of_unit, strict=True)]
+
+
 def units_of(times_s: Sequence[float]) -> IntArray:
     """(V,) unit of each segment: neighbors joined to at most ``_MAX_UNITS`` of about equal time."""
     if len(times_s) <= _MAX_UNITS:
@@ -235,16 +246,14 @@ def units_of(times_s: Sequence[float]) -> IntArray:
     return np.array(found, dtype=np.int64)
 
 
-def splits_of(context: SearchContext) -> tuple[int, ...]:
+def splits_of(context: SearchContext, *, at_most: int = _MAX_SPLITS) -> tuple[int, ...]:
     """Numbers of micro-batches to try: divisors of the batch, about evenly by their logarithm."""
     if not context.can_split_step:
         return (1,)
     every = divisors(context.batch)
-    if len(every) <= _MAX_SPLITS:
+    if len(every) <= at_most:
         return every
-    wanted = [
-        math.exp(math.log(every[-1]) * step / (_MAX_SPLITS - 1)) for step in range(_MAX_SPLITS)
-    ]
+    wanted = [math.exp(math.log(every[-1]) * step / (at_most - 1)) for step in range(at_most)]
     near = {min(every, key=lambda d: abs(math.log(d / want))) for want in wanted}
     return tuple(sorted(near))
 

@@ -39,6 +39,7 @@ _MIN_SHARE = 0.03
 """Of the typical step: a rank slower by less is not called slow."""
 _MIN_EVENT_SHARE = 0.1
 """Of the typical step: a single delay below is not named."""
+_FEW_ITERATIONS = 20
 _MAX_WAVES = 200
 _QUANTILES_BELOW_WAVES = {"body_quantile": 0.75, "tail_quantile": 0.9}
 """A wave passes every rank, so the last percent of a rank's waits may be the wave itself."""
@@ -279,12 +280,22 @@ def _fraction(total_s: float, table: StepTable) -> float:
 
 
 def _notes(table: StepTable) -> tuple[str, ...]:
+    notes: list[str] = []
+    if table.num_iterations < _FEW_ITERATIONS:
+        notes.append(
+            f"{table.num_iterations} iterations show neither what is noise nor what lasts; record "
+            f"{_FEW_ITERATIONS} or more"
+        )
     if table.compute_s is not None:
-        return ()
+        return tuple(notes)
     spread_s = np.ptp(table.step_s, axis=0)
     if float(np.median(spread_s)) <= _SPREAD_OF_EQUAL_STEPS * float(np.median(table.step_s)):
-        return (
+        notes.append(
             "step times are equal on all ranks, as in every synchronous step: without waiting or "
-            "compute times a slow rank cannot be told from the others",
+            "compute times a slow rank cannot be told from the others"
         )
-    return ("only step times were given: a rank that waits looks as slow as the one waited for",)
+    else:
+        notes.append(
+            "only step times were given: a rank that waits looks as slow as the one waited for"
+        )
+    return tuple(notes)

@@ -65,10 +65,10 @@ class TraceImport:
 
 
 _WORDS: tuple[tuple[TraceFormat, re.Pattern[bytes]], ...] = (
-    (TraceFormat.CHAKRA_JSON, re.compile(rb'^\s*\{.*?"workload_graph"\s*:', re.DOTALL)),
     (TraceFormat.EXECUTION_TRACE, re.compile(rb'^\s*\{\s*"schema"\s*:\s*"', re.DOTALL)),
     (TraceFormat.KINETO, re.compile(rb'^\s*\{.*?"(traceEvents|schemaVersion)"\s*:', re.DOTALL)),
     (TraceFormat.KINETO, re.compile(rb'^\s*\[\s*(\]|\{.*?"ph"\s*:)', re.DOTALL)),
+    (TraceFormat.CHAKRA_JSON, re.compile(rb'^\s*\{.*?"workload_graph"\s*:', re.DOTALL)),
     (
         TraceFormat.NCCL_TESTS,
         re.compile(rb"^[^\n#]{0,40}#([^\n]*(nThread|nccl-tests)|\s+size\s+count)", re.MULTILINE),
