@@ -15,7 +15,7 @@ from meshwright.solvers.frontier import Found, Frontier
 from meshwright.solvers.mixture_ilp import IntegerMixture, integer_mixture
 from meshwright.solvers.refit import judged, refitted
 
-__all__ = ["LayerwiseDP", "LayerwiseILP", "judged"]
+__all__ = ["LayerwiseDP", "LayerwiseILP"]
 
 _NUM_JUDGED = 4
 """Mixtures priced exactly."""

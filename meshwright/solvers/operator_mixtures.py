@@ -15,9 +15,9 @@ from meshwright.solvers.base import SearchContext, SolveResult, SolveStatus
 from meshwright.solvers.decision import Decision, Strategy
 from meshwright.solvers.evaluate import PlanSpace
 from meshwright.solvers.frontier import Found, Frontier
-from meshwright.solvers.layerwise import judged
 from meshwright.solvers.mixture import best_mixture, polished
 from meshwright.solvers.operators import FREE_AXES, operator_shardings
+from meshwright.solvers.refit import judged
 
 __all__ = ["OperatorMixtures"]
 

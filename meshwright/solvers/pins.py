@@ -6,6 +6,7 @@ A pin is ``KEY=VALUE`` for the whole plan or ``MODULE:KEY=VALUE`` for the segmen
     no-pipeline              the same as pp=1
     microbatches=16          schedule=1f1b
     zero=3                   recompute=full            sequence-parallel=no
+    compress-tp=int8         compress-pp=bf16          values along tp, and between stages
     layers.*.mlp:recompute=full        a pattern of module paths; * stands for anything
     layers.*.mlp:tp=inner              dimension classes an axis shards there; tp= for none
     layers.0-15:zero=3                 a range of numbers in a path
@@ -15,7 +16,8 @@ A pin is ``KEY=VALUE`` for the whole plan or ``MODULE:KEY=VALUE`` for the segmen
 ``dp`` is ``dp_replicate x dp_shard``. A module pin also matches everything inside the module
 (``solvers.module_pins``). A pin that needs an axis asks for it: what is sharded along ``tp``,
 ``sequence-parallel=yes`` for ``tp`` of 2 or more, ``zero=1`` to ``3`` for ``dp_shard``, a schedule
-or a stage's host for stages.
+or a stage's host for stages. Compression changes numbers, so nothing but a pin asks for it; what it
+makes no faster is still sent as it is (``cost.compression``).
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from meshwright.cluster.model import Cluster
 from meshwright.errors import BadRequest
 from meshwright.plans.plan import (
     AXIS_NAMES,
+    CommunicationOptions,
+    Compression,
     ParallelPlan,
     Recompute,
     ScheduleName,
@@ -98,6 +102,8 @@ class Pins:
     zero_stage: int | None = None
     recompute: Recompute | None = None
     sequence_parallel: bool | None = None
+    tensor_compression: Compression = Compression.NONE
+    pipeline_compression: Compression = Compression.NONE
     modules: tuple[ModulePin, ...] = ()
     hosts: tuple[tuple[int, int], ...] = ()
     """Stage and the host it stays on."""
@@ -110,11 +116,22 @@ class Pins:
             found["dp_shard"] = f"zero={self.zero_stage}"
         if self.sequence_parallel:
             found["tp"] = "sequence-parallel=yes"
+        if self.tensor_compression is not Compression.NONE:
+            found["tp"] = f"compress-tp={self.tensor_compression}"
+        if self.pipeline_compression is not Compression.NONE:
+            found["pp"] = f"compress-pp={self.pipeline_compression}"
         if any(stage for stage, _ in self.hosts):
             found["pp"] = "the host of a later stage"
         if self.schedule is not None:
             found["pp"] = f"schedule={self.schedule}"
         return found
+
+    @property
+    def communication(self) -> CommunicationOptions:
+        """How values travel."""
+        return CommunicationOptions(
+            tensor_parallel=self.tensor_compression, pipeline=self.pipeline_compression
+        )
 
     def asks_for(self, axis: str) -> bool:
         """Whether the size of the axis is pinned, or must be 2 or more."""
@@ -171,6 +188,8 @@ class Pins:
         if not self.allows_sizes(sizes, num_stages=mesh.pp):
             return False
         if self.num_microbatches not in (None, plan.num_microbatches):
+            return False
+        if plan.communication != self.communication:
             return False
         if mesh.pp > 1 and self.schedule not in (None, plan.schedule):
             return False
@@ -288,6 +307,8 @@ def _field(text: str, key: str) -> tuple[str, Callable[[str], object]]:
         "zero": ("zero_stage", lambda v: _number(text, v, at_least=0, at_most=3)),
         "recompute": ("recompute", lambda v: _member(text, v, Recompute)),
         "sequence-parallel": ("sequence_parallel", lambda v: _flag(text, v)),
+        "compress-tp": ("tensor_compression", lambda v: _member(text, v, Compression)),
+        "compress-pp": ("pipeline_compression", lambda v: _member(text, v, Compression)),
     }
     if key not in fields:
         known = ", ".join([*_SIZES, *fields])

@@ -87,6 +87,7 @@ def skeletons_of(
                     {**sizes, "dp_replicate": ways // dp_shard, "dp_shard": dp_shard},
                     num_stages=num_stages,
                     num_microbatches=count,
+                    communication=context.pins.communication,
                 )
                 if (dp_shard > 1 or not allowed) and context.allows(skeleton):
                     allowed = True

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 
+import msgspec
+
 from meshwright import __version__
 from meshwright.cost.model import choice_of
 from meshwright.cost.step import Choice, StepCost
@@ -23,6 +25,7 @@ from meshwright.plans.plan import (
     SegmentPlan,
     Stage,
 )
+from meshwright.plans.runnable import unrunnable_reasons
 from meshwright.solvers.base import Candidate, SearchContext
 from meshwright.spmd.layout import MICRO
 
@@ -211,6 +214,7 @@ def plan_of(context: SearchContext, choice: UniformChoice, *, solver: str) -> Pa
         ),
         num_microbatches=choice.num_microbatches,
         schedule=choice.schedule,
+        communication=context.pins.communication,
         stages=[
             Stage(
                 first_segment=start,
@@ -247,6 +251,7 @@ def candidate_of(context: SearchContext, choice: UniformChoice, *, solver: str) 
     """
     plan = plan_of(context, choice, solver=solver)
     table = table_of(context, choice)
+    plan = msgspec.structs.replace(plan, unrunnable=unrunnable_reasons(plan))
     decided = choice_of(plan, context.model.segment_classes)
     return Candidate(plan=plan, cost=context.model.pricer.price(table, decided), solver=solver)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,17 @@ from torch import Tensor
 
 from meshwright.profiling.operators.candidate import Candidate, Dims, Direction, DtypeName, Work
 
-__all__ = ["ALL_FLOATS", "FLOATS", "MATRIX_FLOATS", "Built", "Family", "Maker", "log_int", "size"]
+__all__ = [
+    "ALL_FLOATS",
+    "FLOATS",
+    "MATRIX_FLOATS",
+    "Built",
+    "Family",
+    "Maker",
+    "doubled",
+    "log_int",
+    "size",
+]
 
 FLOATS = frozenset({DtypeName.FP32, DtypeName.BF16, DtypeName.FP16})
 MATRIX_FLOATS = FLOATS | {DtypeName.TF32}
@@ -117,8 +127,3 @@ def doubled(work: Work, direction: Direction) -> Work:
     """``work`` of the forward pass, twice in the backward: two products of the same sizes."""
     factor = 2 if direction is Direction.BWD else 1
     return Work(factor * work.flop, factor * work.bytes)
-
-
-def catalog_of(*families: Family) -> Mapping[str, Family]:
-    """Families by name."""
-    return {family.name: family for family in families}

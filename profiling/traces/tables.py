@@ -150,9 +150,11 @@ def read_table(
 
 def _parquet_file(path: str | os.PathLike[str]) -> pa.parquet.ParquetFile:
     try:
-        return pa.parquet.ParquetFile(os.fspath(path))
+        file = pa.parquet.ParquetFile(os.fspath(path))
+        list(file.schema_arrow.names)  # ValueError where they are not UTF-8
     except (pa.ArrowException, OSError, ValueError) as exc:
         raise BadRequest(f"{printable(path)}: not a whole Parquet file; copy it again") from exc
+    return file
 
 
 def _whole_parquet(path: str | os.PathLike[str], max_bytes: int) -> tuple[pa.Table, str]:
@@ -171,6 +173,7 @@ def _whole_parquet(path: str | os.PathLike[str], max_bytes: int) -> tuple[pa.Tab
                 )
             batches.append(batch)
         table = pa.Table.from_batches(batches, schema=file.schema_arrow)
+        table.validate(full=True)  # that texts are UTF-8
         with Path(path).open("rb") as raw:
             sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
     except (pa.ArrowException, OSError, ValueError) as exc:

@@ -8,9 +8,14 @@ import pytest
 
 from meshwright.cluster import parse_cluster
 from meshwright.errors import BadRequest
-from meshwright.plans.plan import Recompute, ScheduleName
+from meshwright.plans.plan import Compression, Recompute, ScheduleName
+from meshwright.solvers.base import Candidate
 from meshwright.solvers.decision import Sharding, Skeleton, Strategy
+from meshwright.solvers.exhaustive import Exhaustive
 from meshwright.solvers.pins import ModulePin, parse_pins
+from tests.solvers.operator_problems import context_of
+
+GPT = "tiny-gpt?num_layers=2&hidden=256&num_heads=4&vocab_size=512&seq_len=128"
 
 
 def test_every_kind_of_pin_is_read() -> None:
@@ -153,3 +158,20 @@ def test_offload_needs_a_way_to_the_host() -> None:
     pins.check(cluster)
     with pytest.raises(BadRequest, match="no way to their host's memory"):
         pins.check(replace(cluster, hosts=hosts))
+
+
+def test_compression_is_asked_for_and_pays_only_on_slow_links() -> None:
+    """Between two hosts int8 is worth its passes over the values."""
+    slow = replace(context_of(GPT, 16, "2x1xt4"), allow_unrunnable=True)
+    texts = ("pp=2", "microbatches=4")
+
+    def planned(*pins: str) -> list[Candidate]:
+        context = replace(slow, pins=parse_pins([*texts, *pins]))
+        return list(Exhaustive().propose(context).candidates)
+
+    plain, small = planned()[0], planned("compress-pp=int8")[0]
+
+    assert Compression.INT8 is small.plan.communication.pipeline
+    assert small.time_s < plain.time_s
+    assert small.plan.unrunnable
+    assert all(Compression.NONE is c.plan.communication.pipeline for c in planned())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,24 @@ def test_a_wrong_type_in_parquet_and_a_damaged_one(tmp_path: Path) -> None:
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(BadRequest, match="not a whole Parquet file"):
         import_traces([path])
+
+
+def test_flipped_bytes_are_an_error_of_one_line_or_another_value(tmp_path: Path) -> None:
+    """Two hundred times; names and texts that are no UTF-8 any more are among them."""
+    path = _parquet(tmp_path, [_RUN | {"run_id": f"run-{index}"} for index in range(20)])
+    data, rng, said = path.read_bytes(), random.Random(0), []
+    for _ in range(200):
+        flipped = bytearray(data)
+        for _ in range(rng.choice((1, 3, 20))):
+            flipped[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(flipped)
+        try:
+            import_traces([path])
+        except BadRequest as error:
+            said.append(str(error))
+
+    assert 100 < len(said)
+    assert [] == [line for line in said if "\n" in line]
 
 
 def test_a_table_too_large_is_refused(tmp_path: Path) -> None:
