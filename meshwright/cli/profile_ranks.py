@@ -14,7 +14,7 @@ import typer
 
 from meshwright.cli.output import Output
 from meshwright.cluster import Cluster, parse_cluster
-from meshwright.cluster.catalog import match_driver_name
+from meshwright.cluster.catalog import name_of_driver
 from meshwright.cluster.detect import detect_gpus
 from meshwright.errors import BadRequest
 from meshwright.profiling.figures import Figure, Note, to_record
@@ -119,10 +119,7 @@ def device_name(device: str) -> str:
     if device == "cpu":
         return "cpu"
     gpus = detect_gpus()
-    if not gpus:
-        return device
-    entry = match_driver_name(gpus[0].driver_name)
-    return gpus[0].driver_name if entry is None else entry.device.name
+    return name_of_driver(gpus[0].driver_name) if gpus else device
 
 
 def measure_ranks(out: Output, job: RankJob, *, store: str, verb: str) -> list[Figure] | None:

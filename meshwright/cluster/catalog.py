@@ -25,6 +25,7 @@ __all__ = [
     "known_devices",
     "known_links",
     "match_driver_name",
+    "name_of_driver",
 ]
 
 
@@ -106,6 +107,12 @@ def match_driver_name(driver_name: str) -> CatalogEntry | None:
         if wanted in (name.lower() for name in entry.driver_names):
             return entry
     return None
+
+
+def name_of_driver(driver_name: str) -> str:
+    """The catalog's name of what the driver calls ``driver_name``; that name where it has none."""
+    entry = match_driver_name(driver_name)
+    return driver_name if entry is None else entry.device.name
 
 
 def catalog_cluster(name: str, hosts: tuple[tuple[CatalogEntry, int], ...]) -> Cluster:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meshwright.cluster.catalog import match_driver_name
+from meshwright.cluster.catalog import name_of_driver
 from meshwright.cluster.cpu import read_machine_cpu
 from meshwright.profiling.allocator import keep_freed_memory
 from meshwright.profiling.operators.candidate import Candidate, Direction, DtypeName
@@ -200,9 +200,7 @@ def _method(measured: Measured, candidate: Candidate, device: str, *, keeps_memo
 def _device_name(device: str) -> str:
     if not device.startswith("cuda"):
         return "cpu"
-    driver_name = torch.cuda.get_device_name(device)
-    entry = match_driver_name(driver_name)
-    return driver_name if entry is None else entry.device.name
+    return name_of_driver(torch.cuda.get_device_name(device))
 
 
 def dtype_problem(dtype: DtypeName, device: str) -> str:

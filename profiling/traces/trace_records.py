@@ -6,18 +6,15 @@ import datetime
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from meshwright.cluster.catalog import match_driver_name
 from meshwright.profiling.traces.families import operator_identity, parse_dims
+from meshwright.profiling.traces.published import UNKNOWN, device_name
 from meshwright.profiling.traces.rank_analysis import RankAnalysis
 from meshwright.profiling.traces.rank_sets import RankSet
 from meshwright.records import Kind, Machine, Record, Software, make_record, timing_of
 from meshwright.records.record import Scalar
 from meshwright.strict_json import one_line
 
-__all__ = ["UNKNOWN", "records_of_ranks"]
-
-UNKNOWN = "unknown"
-"""Name of a model or device that a trace does not tell, where a Record must have one."""
+__all__ = ["records_of_ranks"]
 
 _VERB = "traces import"
 _MAX_SAMPLES = 100
@@ -211,8 +208,7 @@ def _collective_extra(
 def _device(driver_name: str, *, host: bool) -> str:
     if host:
         return "cpu"
-    entry = match_driver_name(driver_name) if driver_name else None
-    return entry.device.name if entry is not None else one_line(driver_name)[:100] or UNKNOWN
+    return device_name(driver_name)[:100]
 
 
 def _main_device(rank: RankAnalysis) -> str:
