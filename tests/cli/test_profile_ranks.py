@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -102,7 +102,7 @@ def test_a_model_is_measured_into_the_store(meshwright: Run, tmp_path: Path) -> 
 def test_an_interruption_keeps_what_was_measured(tmp_path: Path) -> None:
     """Ctrl-C in the middle of a long sweep: status 130, and every figure so far is stored."""
     store = tmp_path / "store"
-    words = ("profile", "collectives", "--ranks", "2", "--op", "all_reduce", "--budget", "5m")
+    words = ("profile", "collectives", "--ranks", "2", "--no-overlap", "--budget", "5m")
     process = subprocess.Popen(
         [sys.executable, "-m", "meshwright.cli", *words, "--store", str(store)],
         cwd=ROOT,
@@ -115,16 +115,15 @@ def test_an_interruption_keeps_what_was_measured(tmp_path: Path) -> None:
     heard = ""
     for line in process.stderr:
         heard += line
-        if "/15 all_reduce" in line:
+        if re.search(r"\d+/\d+ all_", line):
             break
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=60)
     records, problems = RecordStore(store).read()
 
     assert 130 == process.returncode
     assert f"{len(records)} figures go to" in rest
-    assert 1 <= len(records) <= 20, heard + rest
+    assert 1 <= len(records), heard + rest
     assert [] == problems
 
 

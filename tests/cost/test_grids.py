@@ -31,7 +31,7 @@ from meshwright.spmd.program import CollectiveKind
 from tests.cost.plans import context_of, uniform_plan
 
 BATCH, WIDTHS = 16, (32, 64, 16, 8)
-OUTPUTS = ["inner3", "inner2", "inner"]
+OUTPUTS = ["inner4", "inner3", "inner"]
 """Widths 8, 16 and 64, so that each product is cut along its output."""
 
 GRIDS = [(1, 8), (2, 4), (4, 2), (8, 1)]

@@ -80,14 +80,11 @@ RECIPES: dict[str, Recipe] = {
 MICRO_BATCHED = frozenset(name for name, recipe in RECIPES.items() if recipe.micro > 1)
 
 _NO_SEQUENCE = frozenset({"cp2", "cp2 ulysses full"})
-"""Dim 1 of images is the channels: 3, which two ranks cannot share."""
-
-_NO_SEQUENCE_BUT_HEADS = frozenset({"cp2"})
-"""The texts of CLIP share nothing with the images but the batch; its heads can be cut alone."""
+"""Images have no sequence."""
 
 REFUSED: dict[str, frozenset[str]] = {
     # Every image is compared with every text of the batch.
-    "tiny-clip": MICRO_BATCHED | _NO_SEQUENCE_BUT_HEADS,
+    "tiny-clip": MICRO_BATCHED,
     # Batch norm takes its statistics over the whole batch.
     "tiny-resnet": MICRO_BATCHED | _NO_SEQUENCE,
     "tiny-vit": _NO_SEQUENCE,

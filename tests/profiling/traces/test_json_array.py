@@ -41,7 +41,10 @@ def _stream(data: bytes, *, piece: int = 10**9, bare: bool = True) -> ArrayStrea
 def _items(data: bytes, *, piece: int = 10**9) -> list[dict[str, Any]]:
     stream = _stream(data, piece=piece)
     return [
-        {"name": one.name, "args": json.loads(bytes(one.args))}
+        {
+            "name": one.name,
+            "args": json.loads(bytes(one.args).decode("utf-8", "replace"), strict=False),
+        }
         for batch in stream.batches()
         for one in batch
     ]
