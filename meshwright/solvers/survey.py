@@ -47,12 +47,20 @@ def everything(_: Skeleton, sharding: Sharding | None) -> bool:
 
 def scope_of(context: SearchContext) -> Scope:
     """The scope of the context's level; what a pin asks for is in every scope."""
-    return everything if context.level == "O2" or context.pins.asks_for("cp") else narrow
+    pins = context.pins
+    is_asked = pins.asks_for("cp") or pins.asks_for("ep") or pins.num_microbatches is not None
+    return everything if context.level == "O2" or is_asked else narrow
 
 
 def narrow(skeleton: Skeleton, sharding: Sharding | None) -> bool:
-    """The scope of ``-O1``: no context parallelism."""
-    return skeleton.sizes["cp"] == 1 and everything(skeleton, sharding)
+    """The scope of ``-O1``: no context parallelism, and expert parallelism in few forms.
+
+    With experts cut, every number of micro-batches has a table of its own.
+    """
+    sizes, micro = skeleton.sizes, skeleton.num_microbatches
+    if sizes["ep"] > 1 and (sizes["dp_replicate"] > 1 or micro not in (1, 4 * skeleton.num_stages)):
+        return False
+    return sizes["cp"] == 1 and everything(skeleton, sharding)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
