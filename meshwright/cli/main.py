@@ -13,21 +13,11 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 
 import typer
 
 from meshwright import __version__
-from meshwright.cli.clusters import clusters
-from meshwright.cli.demo import demo
-from meshwright.cli.doctor import doctor
-from meshwright.cli.explain import explain
-from meshwright.cli.models import models
-from meshwright.cli.plan import plan
-from meshwright.cli.profile import profile_app
-from meshwright.cli.records import records_app
-from meshwright.cli.run import run
-from meshwright.cli.traces import traces_app
-from meshwright.cli.validate import validate
 from meshwright.errors import PlannerError
 from meshwright.strict_json import one_line
 
@@ -44,15 +34,20 @@ configuration. CLUSTER is shorthand (8xh100, cpu:4) or a TOML or YAML file. With
 prints one JSON document. --debug prints the traceback of an internal error.
 """
 
-_app = typer.Typer(
-    help=_HELP,
-    epilog="Example: meshwright plan gpt2 --cluster 8xh100 --global-batch 64 -o plan.json",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+_VERBS = {
+    "plan": "plan gpt3-175b --cluster 1024xh100 --global-batch 1536 -o plan.json",
+    "explain": "explain plan.json",
+    "validate": "validate plan.json",
+    "run": "run plan.json --steps 10 --verify",
+    "models": "models llama3-8b",
+    "clusters": "clusters 2x8xa100-80gb",
+    "doctor": "doctor --json",
+    "demo": "demo",
+}
+"""Verb, a function of the same name in the module of the same name, to its example."""
+
+_GROUPS = ("profile", "traces", "records")
+"""Verbs with verbs of their own: ``NAME_app`` in the module of the same name."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -61,7 +56,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@_app.callback()
 def _root(
     version: bool = typer.Option(
         False, "--version", callback=_show_version, is_eager=True, help="Print the version."
@@ -70,31 +64,39 @@ def _root(
     del version  # its callback answers
 
 
-for _verb, _example in (
-    (plan, "plan gpt3-175b --cluster 1024xh100 --global-batch 1536 -o plan.json"),
-    (explain, "explain plan.json"),
-    (validate, "validate plan.json"),
-    (run, "run plan.json --steps 10 --verify"),
-    (models, "models llama3-8b"),
-    (clusters, "clusters 2x8xa100-80gb"),
-    (doctor, "doctor --json"),
-    (demo, "demo"),
-):
-    _app.command(epilog=f"Example: meshwright {_example}")(_verb)
-_app.add_typer(profile_app, name="profile")
-_app.add_typer(traces_app, name="traces")
-_app.add_typer(records_app, name="records")
+def _app_for(words: Sequence[str]) -> typer.Typer:
+    """The command line as far as ``words`` need it: importing every verb takes half a second."""
+    app = typer.Typer(
+        help=_HELP,
+        epilog="Example: meshwright plan gpt2 --cluster 8xh100 --global-batch 64 -o plan.json",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    wanted = words[0] if words and words[0] in (*_VERBS, *_GROUPS) else None
+    for name, example in _VERBS.items():
+        if wanted in (None, name):
+            verb = getattr(import_module(f"meshwright.cli.{name}"), name)
+            app.command(epilog=f"Example: meshwright {example}")(verb)
+    for name in _GROUPS:
+        if wanted in (None, name):
+            group = getattr(import_module(f"meshwright.cli.{name}"), f"{name}_app")
+            app.add_typer(group, name=name)
+    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line, ``sys.argv`` unless given; the status for the system."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
     _hush_libraries()
-    command = typer.main.get_command(_app)
     try:
-        status = command.main(
-            args=[word for word in words if word != "--debug"],
+        status = typer.main.get_command(_app_for(words)).main(
+            args=words,
             prog_name="meshwright",
             standalone_mode=False,
         )
