@@ -310,8 +310,9 @@ def main() -> None:
     rows = [json.loads(line) for line in text.splitlines()]
     keys = {Instance(*(row[f] for f in Instance.__dataclass_fields__)).key for row in rows}
     every = list(enumerate(instances()))
+    part = every[first - 1 :: step]
     with options.rows.open("a", encoding="utf-8") as file:
-        for number, instance in every[first - 1 :: step]:
+        for number, instance in part:
             if instance.key in keys or time.monotonic() > end:
                 continue
             row = row_of(instance, compare=number % COMPARED_EVERY == 0)
@@ -319,8 +320,9 @@ def main() -> None:
             file.write(json.dumps(row) + "\n")
             file.flush()
     print(f"{len(rows)} of {len(every)} instances")
-    if options.output is not None and len(rows) == len(every):
-        command = "python -m benchmarks.optimality_gap --rows ROWS --output FILE"
+    if options.output is not None and len(rows) >= len(part):
+        of = "" if step == 1 else f" --part {options.part}"
+        command = f"python -m benchmarks.optimality_gap --rows ROWS{of} --output FILE"
         options.output.write_text(report(rows, command), encoding="utf-8")
 
 

@@ -36,8 +36,8 @@ def record(number: int) -> Record:
         num_repeats=10,
         samples=[number * 1e-6] * 10,
         extra={
-            "direction": "forward",
-            "dtype": "bf16" if number % 8 < 4 else "float32",
+            "direction": "fwd",
+            "dtype": "bf16" if number % 8 < 4 else "fp32",
             "m": number,
             "n": 2 * number,
             "k": 64,

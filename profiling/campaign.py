@@ -58,7 +58,9 @@ RARE_OPERATORS = (
 )  # fmt: skip
 """Those whose times in training, backward and on new devices, are published nowhere."""
 _MANY_SHAPES = ("sdpa", "linear")
-_MACHINE_SHARE, _RARE_SHARE, _MODEL_SHARE, _EXACT_SHARE = 0.06, 0.32, 0.26, 0.2
+_MACHINE_SHARE = 0.06
+_SHARES = {"cpu": (0.22, 0.44, 0.18), "cuda": (0.32, 0.26, 0.2)}
+"""Of the budget: rare operators, models (a step takes a CPU seconds), operators of models."""
 _MOST_MACHINE_S = 30.0
 _MEMORY_SHARE = 0.4
 """Of what is free on the device, that one operator may take."""
@@ -110,9 +112,16 @@ class CampaignResult:
         return sum(part.num_records for part in self.parts)
 
 
+_LLAMA_100M = (
+    "tiny-llama?hidden=768&num_heads=12&num_kv_heads=4&ffn=2048&vocab_size=16000&seq_len=128"
+)
+"""With 12 layers it has 100 million parameters."""
+
 _EXACT: dict[str, tuple[tuple[ModelRun, tuple[int, ...]], ...]] = {
     "cpu": (
-        (ModelRun(reference="gpt2?num_layers=2", batch=1, seq_len=128), (1, 2)),
+        (ModelRun(reference="gpt2?num_layers=1", batch=1, seq_len=128), (4, 2, 1)),
+        (ModelRun(reference=f"{_LLAMA_100M}&num_layers=1", batch=1), (4, 2, 1)),
+        (ModelRun(reference="bert-base?num_layers=1", batch=1, seq_len=128), (4, 2)),
         (ModelRun(reference="resnet-50", batch=1), (1,)),
     ),
     "cuda": tuple(
@@ -141,16 +150,19 @@ def model_runs(device: str) -> tuple[ModelRun, ...]:
     """GPT-2, Llama-like, BERT, ViT and ResNet at sizes that suit ``"cpu"`` or ``"cuda"``."""
     if device != "cuda":
         return (
-            ModelRun(reference="tiny-gpt", batch=8),
-            ModelRun(reference="tiny-llama", batch=8),
-            ModelRun(reference="tiny-bert", batch=8),
-            ModelRun(reference="tiny-vit", batch=8),
-            ModelRun(reference="tiny-resnet", batch=8),
-            ModelRun(reference="gpt2?num_layers=2", batch=1, seq_len=128, least_s=12.0),
-            ModelRun(reference="bert-base?num_layers=2", batch=2, seq_len=128, least_s=12.0),
-            ModelRun(reference="vit-b16?num_layers=2", batch=1, least_s=8.0),
-            ModelRun(reference="tiny-llama?hidden=256&ffn=1024&num_layers=6", batch=4, least_s=6.0),
-            ModelRun(reference="resnet-50", batch=1, least_s=20.0),
+            ModelRun(reference="gpt2", batch=1, seq_len=128, least_s=28.0),
+            ModelRun(reference="bert-base", batch=1, seq_len=128, least_s=28.0),
+            ModelRun(reference="vit-b16", batch=1, least_s=30.0),
+            ModelRun(reference="resnet-50", batch=1, least_s=25.0),
+            ModelRun(reference=f"{_LLAMA_100M}&num_layers=12", batch=1, least_s=28.0),
+            ModelRun(
+                reference="gpt2", batch=1, seq_len=128, precision=Precision.BF16, least_s=28.0
+            ),
+            *(
+                ModelRun(reference=f"tiny-{name}", batch=8, precision=precision)
+                for precision in (Precision.FP32, Precision.BF16)
+                for name in ("gpt", "llama", "bert", "vit", "resnet")
+            ),
         )
     both = (Precision.BF16, Precision.FP32)
     small = tuple(
@@ -257,16 +269,17 @@ class _Campaign:
         return self.deadline_s - time.monotonic()
 
     def run(self, budget_s: float) -> None:
+        rare_share, model_share, exact_share = _SHARES[self.device]
         rare = [name for name in FAMILIES if name in RARE_OPERATORS]
         others = [name for name in FAMILIES if name not in RARE_OPERATORS]
         self._part("machine", self._machine, min(_MOST_MACHINE_S, _MACHINE_SHARE * budget_s))
         self._part(
             "rare operators",
             lambda part, s: self._operators(part, s, self._drawn(rare)),
-            _RARE_SHARE * budget_s,
+            rare_share * budget_s,
         )
-        self._part("models", self._models, _MODEL_SHARE * budget_s)
-        self._part("operators of models", self._exact, _EXACT_SHARE * budget_s)
+        self._part("models", self._models, model_share * budget_s)
+        self._part("operators of models", self._exact, exact_share * budget_s)
         self._part(
             "other operators",
             lambda part, s: self._operators(part, s, self._drawn(others)),
@@ -303,17 +316,22 @@ class _Campaign:
             self._keep(part, to_record(message, device=self.device_name, verb=VERB))
 
     def _machine(self, part: PartResult, part_s: float) -> None:
-        job = RankJob(
-            num_ranks=1,
-            device=self.device,
-            sweeps=(MachineSweep(budget_s=part_s),),
-            num_threads=torch.get_num_threads(),
-        )
-        try:
-            run_on_local_ranks(job, lambda message: self._emit(part, message))
-        except BadRequest as error:
-            part.skip(one_line(str(error)))
-            self.say(str(error))
+        """With the threads given; on a CPU with all cores too."""
+        counts = {torch.get_num_threads()}
+        if self.device == "cpu":
+            counts.add(describe_machine().num_cores)
+        for num_threads in sorted(counts):
+            job = RankJob(
+                num_ranks=1,
+                device=self.device,
+                sweeps=(MachineSweep(budget_s=part_s / len(counts)),),
+                num_threads=num_threads,
+            )
+            try:
+                run_on_local_ranks(job, lambda message: self._emit(part, message))
+            except BadRequest as error:
+                part.skip(one_line(str(error)))
+                self.say(str(error))
 
     def _operators(self, part: PartResult, part_s: float, candidates: Sequence[Candidate]) -> None:
         bench = OperatorBench(
@@ -403,7 +421,8 @@ class _Campaign:
             if left_s < run.least_s:
                 part.num_left += 1
                 continue
-            self._model(part, run, budget_s=max(1.0, (left_s - run.least_s) / (len(waiting) + 2)))
+            taken_s = run.least_s + sum(other.least_s for other in waiting)
+            self._model(part, run, budget_s=max(1.0, (left_s - taken_s) / (len(waiting) + 1)))
 
     def _model(self, part: PartResult, run: ModelRun, *, budget_s: float) -> None:
         job = JobSpec(

@@ -7,6 +7,7 @@ that ranks share are shared here as they are in training.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from meshwright.profiling.figures import Emit, Figure, Note
-from meshwright.profiling.sweeps import MachineSweep
+from meshwright.profiling.sweeps import TORCH_NAMES, MachineSweep
 from meshwright.profiling.together import Together
 from meshwright.records.kinds import Kind
 from meshwright.records.record import Scalar
@@ -24,9 +25,10 @@ from meshwright.units import format_bytes
 __all__ = ["measure_machine"]
 
 _DTYPES = {
-    "cpu": ("float32", "float64", "bfloat16", "float16"),
-    "cuda": ("float32", "tf32", "bfloat16", "float16", "float64"),
+    "cpu": ("fp32", "fp64", "bf16", "fp16"),
+    "cuda": ("fp32", "tf32", "bf16", "fp16", "fp64"),
 }
+"""As the sweeps of operators name them."""
 _FIRST_DIM = {"cpu": 128, "cuda": 1024}
 _LAST_DIM = {"cpu": 1024, "cuda": 8192}
 _LONG_ENOUGH_S = {"cpu": 0.02, "cuda": 0.003}
@@ -80,7 +82,7 @@ def _figure(
         name=name,
         unit=unit,
         values=tuple(values),
-        method=f"{method}; {measured.method}",
+        method=f"{method}; {measured.method}; load of the machine {os.getloadavg()[0]:.1f}",
         extra={
             **extra,
             "num_ranks": together.world_size,
@@ -106,7 +108,7 @@ def _launches(together: Together, sweep: MachineSweep) -> Iterator[Figure]:
         unit="s",
         amount=_LAUNCHES,
         method=f"mean of {_LAUNCHES} additions of one element, results dropped",
-        extra={"operator": "add", "dtype": "float32"},
+        extra={"operator": "add", "dtype": "fp32"},
     )
 
 
@@ -132,7 +134,7 @@ def _products(together: Together, sweep: MachineSweep) -> Iterator[Figure]:
 def _large_product(together: Together, name: str) -> tuple[Callable[[], object] | None, int]:
     """A product that takes long enough and its dim; None where the device has no such product."""
     kind = together.device.type
-    dtype: torch.dtype = getattr(torch, "float32" if name == "tf32" else name)
+    dtype: torch.dtype = getattr(torch, TORCH_NAMES["fp32" if name == "tf32" else name])
     dim = _FIRST_DIM[kind]
     while True:
         try:
@@ -193,7 +195,7 @@ def _memory(together: Together, sweep: MachineSweep) -> Iterator[Figure]:
                 method="a = b" if operator == "copy" else "a = b + 3 c",
                 extra={
                     "operator": operator,
-                    "dtype": "float32",
+                    "dtype": "fp32",
                     "bytes": num_arrays * array_bytes,
                 },
             )

@@ -25,6 +25,7 @@ from meshwright.cost.collectives import LINK_EFFICIENCY, alternatives
 from meshwright.cost.roofline import roofline_of
 from meshwright.errors import MissingProfile
 from meshwright.profiling.figures import Figure
+from meshwright.profiling.sweeps import TORCH_NAMES
 from meshwright.records.kinds import Kind
 from meshwright.spmd.program import CollectiveKind
 from meshwright.units import format_seconds
@@ -41,6 +42,8 @@ _KINDS = {
 _LATENCIES_S = (1e-7, 1e-1)
 _BANDWIDTHS = (1e6, 1e13)
 """Bytes/s; where the fit looks first."""
+_FAIR_ERROR_FRACTION = 0.3
+"""Mean error of a link's fit that is not warned of."""
 _GRID = 49
 _ZOOMS = 6
 
@@ -57,6 +60,17 @@ class LinkFit:
     mean_error_fraction: float
     """``exp(mean |log(predicted / measured)|) - 1``."""
     num_figures: int
+
+    @property
+    def warning(self) -> str:
+        """What to beware of; empty where the link explains the collectives well."""
+        if self.mean_error_fraction <= _FAIR_ERROR_FRACTION:
+            return ""
+        return (
+            "WARNING: latency and bandwidth explain these collectives with a mean error of "
+            f"{100 * self.mean_error_fraction:.0f} %, and so coarse are predictions from them; "
+            "measure again when nothing else runs, with a rank for each core at most"
+        )
 
     @property
     def reached_bytes_per_s(self) -> float:
@@ -166,6 +180,7 @@ def cluster_of(figures: Sequence[Figure], base: Cluster, *, date: str) -> Cluste
                 f"hop and {fit.reached_bytes_per_s / 1e9:.3g} GB/s, mean error "
                 f"{100 * fit.mean_error_fraction:.0f} %; written over the {LINK_EFFICIENCY:g} of a "
                 "data sheet that the cost model counts on"
+                + (f"; {fit.warning}" if fit.warning else "")
             ),
         )
     return Cluster(
@@ -177,7 +192,7 @@ def cluster_of(figures: Sequence[Figure], base: Cluster, *, date: str) -> Cluste
 
 def _device_of(figures: Sequence[Figure], base: Device, origin: str) -> Device:
     peaks = {
-        str(figure.extra["dtype"]): figure.median
+        TORCH_NAMES.get(dtype := str(figure.extra["dtype"]), dtype): figure.median
         for figure in figures
         if figure.name == "matmul_peak"
     }

@@ -20,6 +20,7 @@ from meshwright.capture.references import resolve_model
 from meshwright.capture.source import num_parameters
 from meshwright.cluster.cpu import read_machine_cpu
 from meshwright.errors import BadRequest, DoesNotFit
+from meshwright.graph.opgraph import Phase
 from meshwright.plans.plan import JobSpec, Precision
 from meshwright.profiling.figures import Emit, Figure, Note
 from meshwright.profiling.optimizers import make_optimizer
@@ -43,9 +44,13 @@ _DTYPES = {
     Precision.BF16: torch.bfloat16,
     Precision.FP16: torch.float16,
 }
+_DIRECTIONS = {Phase.FORWARD: "fwd", Phase.BACKWARD: "bwd"}
+"""As Records of operators name them."""
 _STEP_SHARE = 0.4
 """Of the budget; the segments get the rest."""
 _LEAST_PIECE_S = 0.02
+_FEWEST_REPEATS = 3
+"""Of a step and of each segment, whatever the budget."""
 _FEWEST_COPIES = 2
 """Parameters and gradients; optimizers hold more."""
 
@@ -192,7 +197,7 @@ def _segments(
         nonlocal total_s
         piece = timing.piece
         total_s += piece.multiplicity * timing.measured.timing.median_s
-        which: dict[str, Scalar] = {"segment": piece.segment, "direction": str(piece.phase)}
+        which: dict[str, Scalar] = {"segment": piece.segment, "direction": _DIRECTIONS[piece.phase]}
         emit(
             Figure(
                 kind=Kind.SEGMENT_TIME,
@@ -217,7 +222,9 @@ def _segments(
             )
         )
 
-    effort = Effort(budget_s=max(_LEAST_PIECE_S, budget_s / max(len(pieces), 1)))
+    effort = Effort(
+        budget_s=max(_LEAST_PIECE_S, budget_s / max(len(pieces), 1)), fewest_repeats=_FEWEST_REPEATS
+    )
     timer = Timer(
         clock_of(device.type, processor_time=identity["clock"] is not None), effort=effort
     )
@@ -299,13 +306,23 @@ def _steps(
         if device.type == "cuda"
         else HostClock(processor_time=identity["clock"] is not None)
     )
-    whole = Timer(clock, effort=Effort(budget_s=0.7 * budget_s)).measure(step)
-    update = Timer(clock, effort=Effort(budget_s=0.3 * budget_s)).measure(step.update)
-    num_params = sum(item.numel() for item in step.parameters)
-    emit(_step_figure(reference, job, whole, num_params, peak_bytes, identity))
-    emit(_update_figure(reference, job, update, num_params, identity))
     for cause, num_bytes in _held(step, peak_bytes).items():
         emit(_memory(reference, cause, num_bytes, device, identity))
+    num_params = sum(item.numel() for item in step.parameters)
+    step_effort, update_effort = (
+        Effort(budget_s=share * budget_s, fewest_repeats=_FEWEST_REPEATS) for share in (0.7, 0.3)
+    )
+    timer = Timer(clock, effort=step_effort)
+    try:
+        whole = timer.measure(step)
+    except KeyboardInterrupt:
+        if timer.unfinished is not None:
+            found = timer.unfinished
+            emit(_step_figure(reference, job, found, num_params, peak_bytes, identity))
+        raise
+    emit(_step_figure(reference, job, whole, num_params, peak_bytes, identity))
+    update = Timer(clock, effort=update_effort).measure(step.update)
+    emit(_update_figure(reference, job, update, num_params, identity))
     emit(
         Note(
             text=f"step {format_seconds(whole.timing.median_s)}, of which the optimizer "

@@ -1,30 +1,35 @@
 """Compute beside communication: how much each slows the other down.
 
-Each repeat runs both alone, on all ranks at once, then together: communication in a thread (on CUDA
-a stream of its own), matrix products meanwhile until it is done. A slow-down is the time beside the
-other over the time alone, on the slowest rank; below 1 it is noise.
+Each repeat takes turns on all ranks at once: products alone, calls alone, both together, calls
+alone, products alone. Together means communication in a thread (on CUDA a stream of its own) and
+products meanwhile until it is done. A slow-down is the time beside the other over the mean of the
+two times alone around it, on the slowest rank; below 1 it is noise. What spreads wider than its
+median says nothing and is left out by name.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from meshwright.profiling.collectives import ready_call
 from meshwright.profiling.figures import Emit, Figure, Note
 from meshwright.profiling.sweeps import DTYPES, OverlapSweep, groups_of
-from meshwright.profiling.together import Together
+from meshwright.profiling.timer import median_interval
+from meshwright.profiling.together import Together, local_world_size
 from meshwright.records.kinds import Kind
 from meshwright.units import format_bytes
 
-__all__ = ["measure_overlap"]
+__all__ = ["measure_overlap", "spreads_too_wide"]
 
 _PRODUCT_DIM = {"cpu": 256, "cuda": 4096}
 _LEAST_WINDOW_S = 0.05
@@ -32,7 +37,9 @@ _LEAST_PRODUCTS = 10
 """In one window, so that the one cut off at its end does not matter."""
 
 _ALONE_S = 0.2
-_FEWEST_REPEATS = 3
+_FEWEST_REPEATS = 10
+_NARROW_FRACTION = 0.05
+"""Half the width of the interval of the median, over the median, at which repeats end."""
 _MAX_CALLS = 500
 
 
@@ -48,16 +55,24 @@ class _Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Window:
-    """Seconds of one product and of one call on the slowest rank."""
+    """Seconds of one product and of one call on the slowest rank; alone, the mean of two turns."""
 
     product_alone_s: float
     call_alone_s: float
     product_s: float
     call_s: float
 
+    @property
+    def slow_downs(self) -> tuple[float, float]:
+        """Of the product and of the call, each beside the other."""
+        return self.product_s / self.product_alone_s, self.call_s / self.call_alone_s
+
 
 def measure_overlap(together: Together, sweep: OverlapSweep, emit: Emit) -> None:
-    """Run ``sweep`` on all ranks; rank 0 emits two figures for each collective and size."""
+    """Run ``sweep`` on all ranks; rank 0 emits two figures for each collective and size.
+
+    A slow-down that spreads wider than its median is told in a Note instead.
+    """
     deadline_s = time.monotonic() + sweep.budget_s
     ranks: tuple[int, ...] = ()
     group = None
@@ -78,25 +93,49 @@ def measure_overlap(together: Together, sweep: OverlapSweep, emit: Emit) -> None
         pair = _pair(together, call, getattr(torch, DTYPES[sweep.dtype]))
         windows = _windows(together, pair, sweep.repeats, sweep.budget_s / len(points))
         for found in _as_figure(together, sweep, op, payload_bytes, windows):
-            emit(found)
-            emit(
-                Note(
-                    text=f"overlap {done + 1}/{len(points)}: {op} {format_bytes(payload_bytes)}: "
-                    f"{found.name} takes {found.median:.2f} times as long beside the other"
+            what = f"overlap {done + 1}/{len(points)}: {op} {format_bytes(payload_bytes)}"
+            if spreads_too_wide(found.values):
+                low, high = min(found.values), max(found.values)
+                emit(
+                    Note(
+                        text=f"{what}: {found.name} left out: {low:.2g} to {high:.2g} times as "
+                        f"long in {len(found.values)} repeats, a spread wider than its median"
+                    )
                 )
-            )
+                continue
+            emit(found)
+            said = f"{found.name} takes {found.median:.2f} times as long beside the other"
+            emit(Note(text=f"{what}: {said}"))
+
+
+def spreads_too_wide(values: Sequence[float]) -> bool:
+    """Whether p90 - p10 of ``values`` is more than their median."""
+    low, high = np.quantile(values, (0.1, 0.9))
+    return bool(high - low > statistics.median(values))
 
 
 def _windows(together: Together, pair: _Pair, repeats: int, budget_s: float) -> list[_Window]:
-    """As many repeats as ``repeats`` and the budget allow, at least ``_FEWEST_REPEATS``."""
+    """Ends when the medians are known well or the budget is spent, after 10 at least."""
     start_s = time.monotonic()
     windows: list[_Window] = []
     while len(windows) < repeats:
         spent_s = together.agreed(time.monotonic() - start_s)
-        if len(windows) >= _FEWEST_REPEATS and spent_s > budget_s:
+        if len(windows) >= _FEWEST_REPEATS and (spent_s > budget_s or _is_narrow(windows)):
             break
         windows.append(_beside(together, pair))
     return windows
+
+
+def _is_narrow(windows: Sequence[_Window]) -> bool:
+    """Alike on every rank, as the windows are."""
+    for values in zip(*(window.slow_downs for window in windows), strict=True):
+        interval = median_interval(values)
+        if interval is None:
+            return False
+        low, high = interval
+        if (high - low) / 2 > _NARROW_FRACTION * statistics.median(values):
+            return False
+    return True
 
 
 def _pair(together: Together, call: Callable[[], None], dtype: torch.dtype) -> _Pair:
@@ -124,21 +163,26 @@ def _pair(together: Together, call: Callable[[], None], dtype: torch.dtype) -> _
 def _beside(together: Together, pair: _Pair) -> _Window:
     """Seconds of one product and of one call, alone and beside each other, on the slowest rank.
 
-    All within a moment, so that whatever else the machine does falls on all of them.
+    In turns within a moment, so that whatever else the machine does falls on all of them.
     """
     run = _window_on_cuda if together.device.type == "cuda" else _window_on_host
-    parts = (
-        lambda: (_one_s(together, pair.compute, pair.num_products), 0.0),
-        lambda: (0.0, _one_s(together, pair.communicate, pair.num_calls)),
-        lambda: run(pair),
-    )
-    found: list[float] = []
-    for part in parts:
+
+    def product() -> tuple[float, float]:
+        return _one_s(together, pair.compute, pair.num_products), 0.0
+
+    def call() -> tuple[float, float]:
+        return 0.0, _one_s(together, pair.communicate, pair.num_calls)
+
+    found: list[list[float]] = []
+    for part in (product, call, lambda: run(pair), call, product):
         together.synchronize()
         together.barrier()
-        found += together.largest(part())
+        found.append(together.largest(part()))
     return _Window(
-        product_alone_s=found[0], call_alone_s=found[3], product_s=found[4], call_s=found[5]
+        product_alone_s=(found[0][0] + found[4][0]) / 2,
+        call_alone_s=(found[1][1] + found[3][1]) / 2,
+        product_s=found[2][0],
+        call_s=found[2][1],
     )
 
 
@@ -217,6 +261,13 @@ def _as_figure(
         "compute": [(window.product_alone_s, window.product_s) for window in windows],
         "communication": [(window.call_alone_s, window.call_s) for window in windows],
     }
+    method = (
+        "calls in a row, products beside them until they are done, over the mean of each alone on "
+        "all ranks just before and just after; slowest rank"
+    )
+    cores = len(os.sched_getaffinity(0))
+    if together.device.type == "cpu" and local_world_size() > cores:
+        method += f"; {local_world_size()} ranks share {cores} cores, and wait for them"
     found = []
     for name, times_s in pairs.items():
         found.append(
@@ -225,8 +276,7 @@ def _as_figure(
                 name=name,
                 unit="ratio",
                 values=tuple(together_s / alone_s for alone_s, together_s in times_s),
-                method="calls in a row, products beside them until they are done, over each alone "
-                "on all ranks just before; slowest rank",
+                method=method,
                 extra={
                     "collective": op,
                     "bytes": payload_bytes,

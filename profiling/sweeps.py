@@ -20,6 +20,7 @@ from meshwright.errors import BadRequest
 __all__ = [
     "COLLECTIVES",
     "DTYPES",
+    "TORCH_NAMES",
     "CollectiveSweep",
     "GroupShape",
     "MachineSweep",
@@ -41,7 +42,10 @@ COLLECTIVES = (
     "send_recv",
 )
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""As records name them, and as torch does."""
+"""Of collectives, as records name them, and as torch does."""
+
+TORCH_NAMES = {**DTYPES, "fp64": "float64"}
+"""Element types whose products are measured, likewise; ``tf32`` is none of torch's."""
 
 
 class GroupShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +77,8 @@ class OverlapSweep(msgspec.Struct, frozen=True, kw_only=True, tag="overlap"):
     shape: GroupShape
     dtype: str = "fp32"
     budget_s: float
-    repeats: int = 9
+    repeats: int = 21
+    """Most; 10 at least."""
 
 
 class MachineSweep(msgspec.Struct, frozen=True, kw_only=True, tag="machine"):

@@ -72,7 +72,9 @@ class Effort:
     """Before the interval is looked at."""
     max_repeats: int = 201
     budget_s: float = 1.0
-    """For warming up and repeats, beyond the first call; one repeat is made whatever it takes."""
+    """For warming up and repeats, beyond the first call."""
+    fewest_repeats: int = 1
+    """Made whatever they take."""
     min_repeat_s: float = 1e-3
     """A repeat makes as many calls as last this long."""
     max_calls: int = 1000
@@ -96,6 +98,7 @@ class StopReason(StrEnum):
     PRECISE = "precise"
     REPEATS = "repeats"
     BUDGET = "budget"
+    INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,19 +130,35 @@ class Timer:
         self.clock = clock
         self.effort = effort or Effort()
         self._flush_cache = flush_cache
+        self.unfinished: Measured | None = None
+        """What Ctrl-C left of the last measurement; None where it ended or had no repeat."""
 
     def measure(self, step: Callable[[], object]) -> Measured:
         """Time ``step``; what it returns is dropped. Whatever it raises passes through."""
-        with _no_garbage_collection():
-            self._repeat_s(step, 1)  # loads and compiles what may be
-            start_s = self.clock.now_s()
-            call_s, times_s = self._warm_up(step, start_s)
-            num_calls = self._num_calls(call_s)
-            stopped_by = self._stop(times_s, num_calls, self.clock.now_s() - start_s)
-            while stopped_by is None:
-                times_s.append(self._repeat_s(step, num_calls))
+        self.unfinished = None
+        times_s: list[float] = []
+        num_calls = 1
+        try:
+            with _no_garbage_collection():
+                self._repeat_s(step, 1)  # loads and compiles what may be
+                start_s = self.clock.now_s()
+                call_s, times_s = self._warm_up(step, start_s)
+                num_calls = self._num_calls(call_s)
                 stopped_by = self._stop(times_s, num_calls, self.clock.now_s() - start_s)
+                while stopped_by is None:
+                    times_s.append(self._repeat_s(step, num_calls))
+                    stopped_by = self._stop(times_s, num_calls, self.clock.now_s() - start_s)
+        except KeyboardInterrupt:
+            if times_s:
+                self.unfinished = self._measured(times_s, num_calls, StopReason.INTERRUPTED)
+            raise
+        return self._measured(times_s, num_calls, stopped_by)
+
+    def _measured(
+        self, times_s: Sequence[float], num_calls: int, stopped_by: StopReason
+    ) -> Measured:
         flushed = ", cache flushed before each repeat" if self._flush_cache else ""
+        cut = ", interrupted" if stopped_by is StopReason.INTERRUPTED else ""
         return Measured(
             timing=timing_of(times_s),
             num_calls=num_calls,
@@ -147,7 +166,7 @@ class Timer:
                 times_s, self.effort.confidence_fraction
             ),
             stopped_by=stopped_by,
-            method=f"{self.clock.method}, median of repeats of {num_calls} calls{flushed}",
+            method=f"{self.clock.method}, median of repeats of {num_calls} calls{flushed}{cut}",
         )
 
     def _repeat_s(self, step: Callable[[], object], num_calls: int) -> float:
@@ -186,6 +205,8 @@ class Timer:
         if len(times_s) >= effort.max_repeats:
             return StopReason.REPEATS
         # Whether another repeat still fits.
+        if len(times_s) < effort.fewest_repeats:
+            return None
         if spent_s + num_calls * statistics.median(times_s) > effort.budget_s:
             return StopReason.BUDGET
         return None

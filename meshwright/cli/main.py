@@ -1,7 +1,8 @@
 """``meshwright VERB``: parsing, and what becomes of errors.
 
 Exit codes: 0 done; 1 a user error, in one line; 2 no feasible plan, in one line; 3 a mistake of
-ours, in one line that says where the traceback is. ``--debug``, anywhere, prints it too.
+ours, in one line that says where the traceback is; 130 interrupted. ``--debug``, anywhere, prints
+the traceback too.
 """
 
 from __future__ import annotations

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from meshwright.cli.options import JsonOption, parse_duration_s
 from meshwright.cli.output import output_for
-from meshwright.cli.profile_ranks import device_name, parse_bytes
+from meshwright.cli.profile_ranks import device_name, open_store, parse_bytes
 from meshwright.cluster.detect import detect_gpus
 from meshwright.errors import BadRequest
-from meshwright.records import RecordStore
 from meshwright.units import format_seconds
 
 __all__ = ["campaign"]
@@ -61,7 +59,7 @@ def campaign(
 
         torch.set_num_threads(threads)
         result = run_campaign(
-            RecordStore(Path(output)),
+            open_store(output),
             device=chosen,
             device_name=device_name(chosen),
             budget_s=budget_s,

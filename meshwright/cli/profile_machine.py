@@ -154,3 +154,5 @@ def _show(out: Output, figures: list[Figure], fit: LinkFit | None) -> None:
             f"GB/s; explains {fit.num_figures} collectives with a mean error of "
             f"{100 * fit.mean_error_fraction:.0f} %"
         )
+        if fit.warning:
+            out.progress(fit.warning)

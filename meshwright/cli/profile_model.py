@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from meshwright.cli.options import JsonOption, job_of, parse_duration_s
 from meshwright.cli.output import Output, output_for
-from meshwright.cli.profile_ranks import StoreOption, device_name, figure_document
+from meshwright.cli.profile_ranks import StoreOption, device_name, figure_document, open_store
 from meshwright.cluster.detect import detect_gpus
 from meshwright.errors import BadRequest
 from meshwright.plans import OptimizerName, Precision
 from meshwright.profiling.figures import Figure, Note, to_record
 from meshwright.profiling.keeper import Keeper
-from meshwright.records import RecordStore
 from meshwright.units import format_seconds
 
 __all__ = ["model"]
@@ -49,31 +47,36 @@ def model(
     """
     budget_s = parse_duration_s(budget)
     chosen = _device(device, threads, cpu_time)
+    if batch < 1:
+        raise BadRequest(f"--batch: {batch} samples; give a positive number")
     job = job_of(global_batch=batch, seq_len=seq_len, precision=precision, optimizer=optimizer)
     figures: list[Figure] = []
-    with output_for(as_json=json_output) as out, Keeper(RecordStore(Path(store))) as keeper:
+    with output_for(as_json=json_output) as out:
         import torch
 
+        from meshwright.capture.references import resolve_model
         from meshwright.profiling.models import measure_model
 
         torch.set_num_threads(threads)
         name = device_name(chosen)
+        resolve_model(reference)
+        with Keeper(open_store(store)) as keeper:
 
-        def emit(message: Figure | Note) -> None:
-            if isinstance(message, Note):
-                out.progress(message.text)
-                return
-            figures.append(message)
-            keeper.keep(to_record(message, device=name, verb=_VERB))
+            def emit(message: Figure | Note) -> None:
+                if isinstance(message, Note):
+                    out.progress(message.text)
+                    return
+                figures.append(message)
+                keeper.keep(to_record(message, device=name, verb=_VERB))
 
-        summary = measure_model(
-            reference,
-            job,
-            device=chosen,
-            budget_s=budget_s,
-            emit=emit,
-            processor_time=cpu_time,
-        )
+            summary = measure_model(
+                reference,
+                job,
+                device=chosen,
+                budget_s=budget_s,
+                emit=emit,
+                processor_time=cpu_time,
+            )
         _show(out, summary, figures, reference=reference, device=name, store=store)
 
 

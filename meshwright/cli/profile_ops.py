@@ -12,13 +12,14 @@ import typer
 from meshwright.cli.options import JsonOption, parse_duration_s
 from meshwright.cli.output import Output, output_for
 from meshwright.cli.profile_progress import sweep_progress
-from meshwright.cli.profile_ranks import StoreOption, parse_bytes, parse_counts
+from meshwright.cli.profile_ranks import StoreOption, open_store, parse_bytes, parse_counts
 from meshwright.errors import BadRequest
 from meshwright.units import format_seconds
 
 if TYPE_CHECKING:
     from meshwright.profiling.operators import Candidate, DtypeName, SweepResult
     from meshwright.profiling.operators.models import Uncovered
+    from meshwright.records import RecordStore
 
 __all__ = ["ops"]
 
@@ -77,7 +78,9 @@ def ops(
     dtype: _DtypeOption = None,
     op: _OpOption = None,
     model: _ModelOption = None,
-    tp: Annotated[str, typer.Option(help="Tensor-parallel degrees that cut the model.")] = "1",
+    tp: Annotated[
+        str | None, typer.Option(help="Tensor-parallel degrees that cut the model; 1.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Samples of the model on one device.")] = 4,
     seq_len: _SeqLenOption = None,
     shapes: _ShapesOption = None,
@@ -98,11 +101,14 @@ def ops(
     degrees = parse_counts(tp, option="--tp") or (1,)
     _check_counts(batch=batch, shapes=shapes, threads=threads, seed=seed)
     max_bytes = None if memory is None else parse_bytes(memory, option="--memory")
+    if tp is not None and not model:
+        raise BadRequest("--tp: cuts a model; give --model too")
     with output_for(as_json=json_output) as out:
         bench = _Bench(
             device=device, threads=threads, flush_cache=flush_cache, cpu_time=cpu_time, seed=seed
         )
         dtypes = bench.dtypes(dtype)
+        kept = open_store(store)
         uncovered: dict[str, Sequence[Uncovered]] = {}
         candidates: list[Candidate] = []
         for reference in model or ():
@@ -112,7 +118,7 @@ def ops(
         num_shapes = shapes if shapes is not None else 0 if model else _NUM_SHAPES
         candidates.extend(bench.drawn(dtypes, num_shapes))
         candidates = bench.chosen(candidates, op=op, compiled=compiled)
-        result = bench.sweep(out, candidates, store=store, budget_s=budget_s, max_bytes=max_bytes)
+        result = bench.sweep(out, candidates, kept=kept, budget_s=budget_s, max_bytes=max_bytes)
         _say(out, result, uncovered, store)
         out.document(_document(result, uncovered, store, bench))
     if result.is_interrupted:
@@ -227,7 +233,7 @@ class _Bench:
         out: Output,
         candidates: Sequence[Candidate],
         *,
-        store: str,
+        kept: RecordStore,
         budget_s: float,
         max_bytes: int | None,
     ) -> SweepResult:
@@ -240,9 +246,8 @@ class _Bench:
         )
         from meshwright.profiling.operators.running import free_bytes, problem_within
         from meshwright.profiling.timer import Effort
-        from meshwright.records import Kind, RecordStore, describe_machine, describe_software
+        from meshwright.records import Kind, describe_machine, describe_software
 
-        kept = RecordStore(store)
         records, problems = kept.query(kind=Kind.OPERATOR)
         for problem in problems:
             out.progress(problem)
@@ -316,6 +321,13 @@ def _say(
         out.say(f"stopped: {result.stopped_by}; run it again to go on")
 
 
+def _stopped_by(result: SweepResult) -> str | None:
+    """Why the sweep ended before everything was measured; None where it did not."""
+    if result.is_interrupted:
+        return "interrupted"
+    return result.stopped_by or ("budget" if result.num_left else None)
+
+
 def _skipped_lines(result: SweepResult) -> Iterator[str]:
     for reason, count, names in _reasons(result):
         yield f"skipped {count} ({', '.join(names)}): {reason}"
@@ -335,7 +347,7 @@ def _document(
         "left": result.num_left,
         "seconds": result.seconds,
         "interrupted": result.is_interrupted,
-        "stopped_by": result.stopped_by or None,
+        "stopped_by": _stopped_by(result),
         "skipped": [
             {"reason": reason, "count": count, "ops": names}
             for reason, count, names in _reasons(result)

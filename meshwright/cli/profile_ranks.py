@@ -31,6 +31,7 @@ __all__ = [
     "figure_document",
     "local_ranks",
     "measure_ranks",
+    "open_store",
     "parse_bytes",
     "parse_counts",
 ]
@@ -122,6 +123,17 @@ def device_name(device: str) -> str:
     return name_of_driver(gpus[0].driver_name) if gpus else device
 
 
+def open_store(store: str) -> RecordStore:
+    """The store in the folder ``store``, into which Records can be written.
+
+    Raises:
+        BadRequest: they cannot; said before anything is measured.
+    """
+    found = RecordStore(Path(store))
+    found.check_writable()
+    return found
+
+
 def measure_ranks(out: Output, job: RankJob, *, store: str, verb: str) -> list[Figure] | None:
     """Run ``job`` and keep what it measures in ``store`` as it comes.
 
@@ -134,7 +146,8 @@ def measure_ranks(out: Output, job: RankJob, *, store: str, verb: str) -> list[F
     figures: list[Figure] = []
     name = device_name(job.device)
     say = _sayer(out)
-    with Keeper(RecordStore(Path(store))) as keeper:
+    writes = os.environ.get("RANK", "0") == "0"
+    with Keeper(open_store(store) if writes else RecordStore(Path(store))) as keeper:
 
         def emit(message: Figure | Note) -> None:
             if isinstance(message, Note):

@@ -206,6 +206,8 @@ def prune(
         )
         _tell(out, done.problems)
         out.say(f"{done.num_removed} records removed, {done.num_kept} kept")
+        for name in done.set_aside:
+            out.say(f"damaged: replaced by what is whole in it, and kept as {name}")
         out.document(done)
 
 

@@ -10,8 +10,9 @@ import typer
 from meshwright.cli.options import JsonOption
 from meshwright.cli.output import Output, output_for
 from meshwright.cli.traces_diagnose import diagnose
+from meshwright.errors import BadRequest
 from meshwright.profiling.traces.formats import ImportOptions, TraceImport
-from meshwright.profiling.traces.importing import import_traces
+from meshwright.profiling.traces.importing import import_traces, without_stored
 from meshwright.profiling.traces.sources import DEFAULT_MAX_BYTES
 from meshwright.records import RecordStore
 
@@ -51,24 +52,30 @@ def import_(
 ) -> None:
     """Read traces and add what they tell to the record store.
 
-    Nothing is added unless all files could be read.
+    Nothing is added unless all files could be read. Files the store holds already add nothing.
     """
     with output_for(as_json=json_output) as out:
+        if store is None:
+            raise BadRequest(
+                "traces import: no store to keep the records in; give --store DIR, or use "
+                "`meshwright traces show` to look without keeping"
+            )
         found = import_traces(
             [Path(name) for name in files], ImportOptions(max_bytes=max_bytes, model=model)
         )
         records = [record for one in found for record in one.records]
-        if store is not None:
-            RecordStore(store).append(records)
+        kept = RecordStore(store)
+        added, num_known = without_stored(records, kept)
+        kept.append(added)
         _show(out, found)
-        if store is not None:
-            out.say(f"{len(records)} records added to {store}")
-        else:
-            out.say(f"{len(records)} records; give --store DIR to keep them")
+        if num_known:
+            out.say(f"{num_known} records left out: {store} holds those of the same files already")
+        out.say(f"{len(added)} records added to {store}")
         out.document(
             {
                 "imports": [_plain(one) for one in found],
-                "num_records": len(records),
+                "num_records": len(added),
+                "num_records_stored_before": num_known,
                 "store": store,
             }
         )

@@ -34,6 +34,13 @@ def diagnose(
     min_share: Annotated[
         float, typer.Option(help="Share of a step by which a slow rank is slower, at least.")
     ] = 0.03,
+    source: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Of several jobs the one whose source holds this, or of this model.",
+        ),
+    ] = "",
     max_bytes: Annotated[
         int, typer.Option(min=1, help="Refuse a file that holds more than this, decompressed.")
     ] = DEFAULT_MAX_BYTES,
@@ -43,7 +50,7 @@ def diagnose(
     if not 0 < min_share < 1:
         raise BadRequest(f"--min-share: {min_share} is no share; give one between 0 and 1")
     with output_for(as_json=json_output) as out:
-        table = read_step_table(files, max_bytes=max_bytes)
+        table = read_step_table(files, max_bytes=max_bytes, source=source)
         found = find_trouble(table, min_share=min_share)
         if output is not None:
             write_text_atomically(diagnosis_page(table, found), output)
@@ -52,4 +59,11 @@ def diagnose(
         if output is not None:
             out.say(f"written to {output}")
         document: dict[str, Any] = msgspec.to_builtins(found)
-        out.document({**document, "healthy": found.healthy, "page": output})
+        out.document(
+            {
+                **document,
+                "healthy": found.healthy,
+                "is_conclusive": found.is_conclusive,
+                "page": output,
+            }
+        )

@@ -30,6 +30,7 @@ __all__ = [
     "has_store_name",
     "list_files",
     "locked",
+    "probe",
     "read_file",
     "remove_files",
     "store_name",
@@ -97,6 +98,19 @@ def commit_file(folder: Path, name: str, data: bytes) -> Path:
             (folder / name).unlink()
         raise
     return folder / name
+
+
+def probe(folder: Path) -> None:
+    """Write a file into ``folder`` and remove it.
+
+    Raises:
+        OSError: that cannot be done.
+    """
+    temporary = folder / f".writing-{os.getpid()}-{secrets.token_hex(8)}"
+    try:
+        write_synced(temporary, b"meshwright")
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_synced(path: Path, data: bytes) -> None:

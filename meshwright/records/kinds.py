@@ -1,15 +1,34 @@
 """The kinds of Record, and the keys of ``extra`` that identify one of each.
 
-The keys of operators and collectives follow what published tables of measurements use, so that
-ours and theirs can be read together. A key that is not known is left out, never guessed.
+The keys of operators and collectives follow what published tables of measurements use, and their
+values the vocabularies below, so that ours and theirs can be read together and one query finds
+both. A key that is not known is left out, never guessed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-__all__ = ["KINDS", "RESULT_KEYS", "Kind", "KindKeys"]
+__all__ = ["COLLECTIVES", "DIRECTIONS", "DTYPES", "KINDS", "RESULT_KEYS", "Kind", "KindKeys"]
+
+DIRECTIONS = ("fwd", "bwd", "update")
+"""Parts of a training step: forward, backward (of every input), the optimizer's update."""
+
+DTYPES = (
+    "fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "fp8_e5m2",
+    "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
+    "complex128", "complex64",
+    "fp8_block", "nvfp4", "bf16_fp8kv", "int4_wo", "w4a16_mxfp4", "w4a8_mxfp4_mxfp8", "unknown",
+)  # fmt: skip
+"""Types of elements: ``tf32`` is fp32 whose products are rounded, ``fp8`` e4m3 with one scale for
+each tensor; the last row are formats of quantized inference, by the names of published tables."""
+
+COLLECTIVES = (
+    "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv",
+    "reduce", "gather", "scatter", "hypercube",
+)  # fmt: skip
 
 
 class Kind(StrEnum):
@@ -37,6 +56,10 @@ class KindKeys:
     optional: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     """Beginnings of further keys: ``mesh_`` before each axis of a mesh; empty allows every key."""
+    names: tuple[str, ...] = ()
+    """What ``name`` may be; empty where anything."""
+    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By key of ``extra``: what it may hold, where that is one of few words."""
 
     def allows(self, key: str) -> bool:
         """Whether ``extra`` may hold ``key``."""
@@ -58,6 +81,7 @@ KINDS: dict[Kind, KindKeys] = {
             "compiled", "num_threads", "cache_flushed", "clock", "num_calls",
             "flops", "bytes", "peak_memory_bytes", "workspace_bytes", "saved_bytes",
         ),
+        values={"direction": DIRECTIONS, "dtype": DTYPES},
     ),
     Kind.COLLECTIVE: KindKeys(
         units=("s",),
@@ -68,12 +92,15 @@ KINDS: dict[Kind, KindKeys] = {
             "backend", "dtype", "fabric", "ranks_per_host", "hosts", "stride", "num_threads",
             "in_place", "num_calls", "rank", "world_size", "num_groups", "group", "iteration",
         ),
+        names=COLLECTIVES,
+        values={"dtype": DTYPES},
     ),
     Kind.OVERLAP: KindKeys(
         units=("ratio",),
         says="time beside the other over time alone; name: compute or communication",
         required=("collective", "bytes", "group_size", "operator"),
         optional=("backend", "dtype", "num_threads", "m", "n", "k", "alone_s", "together_s"),
+        values={"collective": COLLECTIVES, "dtype": DTYPES},
     ),
     Kind.MACHINE: KindKeys(
         units=("flop/s", "bytes/s", "s", "bytes"),
@@ -81,6 +108,7 @@ KINDS: dict[Kind, KindKeys] = {
         "launch_latency, host_copy_bandwidth, ...",
         required=(),
         optional=("dtype", "operator", "bytes", "num_threads", "num_ranks", "m", "n", "k"),
+        values={"dtype": DTYPES},
     ),
     Kind.SEGMENT_TIME: KindKeys(
         units=("s",),
@@ -118,8 +146,9 @@ KINDS: dict[Kind, KindKeys] = {
         prefixes=("",),
     ),
     Kind.JOB: KindKeys(
-        units=("s",),
-        says="how long one job of a cluster trace ran; name: its model where that is known",
+        units=("s", "gpus"),
+        says="how long one job of a cluster trace ran, or (unit gpus) how many GPUs it had where "
+        "its time is not known; name: its model where that is known",
         required=("job_id",),
         optional=(
             "cluster", "submit_s", "gpus", "gpu_type", "model_is_synthetic", "total_steps",

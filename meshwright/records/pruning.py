@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +34,8 @@ class Pruned:
     num_kept: int
     num_temporary_files: int
     """Removed: left by interrupted writers."""
+    set_aside: tuple[str, ...]
+    """Damaged files that were replaced; they stay beside the store's as ``NAME.damaged``."""
     problems: tuple[str, ...]
     """One line about each file with damage; its Records are not among the kept ones, unless it was
     asked to replace such files."""
@@ -87,6 +90,7 @@ def prune(
         if keep_newest is not None:
             kept = _newest(kept, keep_newest)
         remaining = {checksum for checksum, _ in kept}
+        set_aside = [_set_aside(folder, found.name) for found in changeable if found.problem]
         for found in changeable:
             _rewrite(folder, found, remaining)
         rebuild_index(folder)
@@ -94,8 +98,23 @@ def prune(
             num_removed=len(rows) - len(kept),
             num_kept=len(kept),
             num_temporary_files=num_temporary,
+            set_aside=tuple(set_aside),
             problems=tuple(found.problem for found in files if found.problem),
         )
+
+
+def _set_aside(folder: Path, name: str) -> str:
+    """Keep a damaged file under a name the store does not read; that name."""
+    aside = f"{name}.damaged"
+    try:
+        os.link(folder / name, folder / aside)
+    except FileExistsError:
+        pass
+    except OSError as exc:
+        raise BadRequest(
+            f"{one_line(str(folder / name))}: cannot be set aside: {one_line(str(exc))}"
+        ) from exc
+    return aside
 
 
 def _rewrite(folder: Path, found: Found, remaining: set[bytes]) -> None:

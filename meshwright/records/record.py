@@ -176,6 +176,22 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         for key in keys.required:
             if self.extra.get(key) is None:
                 raise FieldError("extra", f"lacks {key!r}, which every {self.kind} needs")
+        self._check_words(keys)
+
+    def _check_words(self, keys: KindKeys) -> None:
+        """That the name and ``extra`` use the words of the kind, for one query to find all."""
+        if keys.names and self.name not in keys.names:
+            raise FieldError("name", f"is {self.name!r}; known: {', '.join(keys.names)}")
+        for key, known in keys.values.items():
+            value = self.extra.get(key)
+            if value is not None and value not in known:
+                raise FieldError("extra", f"holds {key} {value!r}; known: {', '.join(known)}")
+        if self.kind == Kind.COLLECTIVE:
+            size, least = self.extra["group_size"], 1 if self.name == "send_recv" else 2
+            if not isinstance(size, int) or size < least:
+                raise FieldError(
+                    "extra", f"holds group_size {size!r}; {self.name} needs {least} or more ranks"
+                )
 
 
 def describe_machine() -> Machine:

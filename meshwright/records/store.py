@@ -19,6 +19,7 @@ from meshwright.records.files import (
     MAX_FILE_BYTES,
     commit_file,
     locked,
+    probe,
     store_name,
     sync_folder,
 )
@@ -54,6 +55,18 @@ class RecordStore:
         """Name and table of the files this object wrote and has not joined."""
         self._last_ns = 0
 
+    def check_writable(self) -> None:
+        """Prove that Records can be added, by making the directory and a file that is removed.
+
+        Raises:
+            BadRequest: they cannot.
+        """
+        try:
+            self._make()
+            probe(self.path)
+        except OSError as exc:
+            raise failure(self.path, "add", exc) from exc
+
     def append(self, records: Iterable[Record]) -> None:
         """Add ``records``: all are on the disk when this returns, none where it raises.
 
@@ -74,12 +87,16 @@ class RecordStore:
             upkeep.join_own(self.path, self._written)
             self._written = []
 
-    def _commit(self, table: Any) -> str:
+    def _make(self) -> None:
+        """Make the directory, and in it the lock."""
         if not (self.path / LOCK_NAME).exists():
             self.path.mkdir(parents=True, exist_ok=True)
             sync_folder(self.path.parent)
             with locked(self.path, alone=True, wait=False):
                 pass  # readers that come now find the lock
+
+    def _commit(self, table: Any) -> str:
+        self._make()
         data = file_of([table])
         if len(data) > MAX_FILE_BYTES:
             raise BadRequest(
@@ -111,6 +128,18 @@ class RecordStore:
                     seen.add(checksum)
                     records.append(record)
         return records, problems
+
+    def sources(self) -> frozenset[str]:
+        """Every ``source`` of its whole Records: of imported ones name and SHA-256 of their files.
+
+        Raises:
+            BadRequest: the directory cannot be read.
+        """
+        return frozenset(
+            record.source
+            for found in scan(self.path, _EVERYTHING)
+            for _, record in found.whole_rows
+        )
 
     def query(
         self,

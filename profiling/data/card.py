@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from meshwright.records import Kind, Record
@@ -21,16 +21,16 @@ Records of `meshwright profile campaign`, as Parquet files of the record store (
 
 ## How they were measured
 
-One command on one device of one machine, shared out over its budget: the device's own figures, then
-operators that are published nowhere in training (attention, normalization, softmax, embedding,
-grouped matrix products, optimizers; forward and backward), then steps and segments of models, then
-operators at the exact sizes of models cut by tensor parallelism (`model` and `tp` in `extra`), then
-other operators. Sizes otherwise are drawn log-uniformly where models live, from a seed; the sweep
-measures next what is farthest from what it has. Each figure is warmed up and repeated until the
-95 % confidence interval of the median is within 2 % of it, or its share of the budget is spent;
-every repeat is kept, outliers too (`samples`). `method` says it for each Record; `extra.clock` is
-`process_time` where the processor's time of one thread was counted instead of the wall's, because
-others used the machine.
+On one device of one machine, a budget is shared out: the device's own figures; operators that are
+published nowhere in training (attention, normalization, softmax, embedding, grouped products,
+optimizers; forward and backward); steps and segments of models; operators at the exact sizes of
+models, cut by tensor parallelism or whole (`model` and `tp` in `extra`); other operators. What came
+of each is counted below. Other sizes are drawn log-uniformly where models live, from a seed; the
+sweep measures next what is farthest from what it has. Each figure is warmed up and repeated until
+the 95 % confidence interval of the median is within 2 % of it, or its share of the budget is spent,
+so `num_repeats` differs; every repeat is kept, outliers too (`samples`). `method` says it for each
+Record; `extra.clock` is `process_time` where the processor's time of one thread was counted instead
+of the wall's.
 """
 
 _COLUMNS = """\
@@ -51,10 +51,10 @@ _WEAK = """\
 """
 
 _ON_CPU = """\
-- CPU Records are of one thread. Where `clock` is `process_time` the machine was busy with other
-  work: time in which others held the core is left out, but caches and memory were shared with them,
-  so figures bound by cache or memory are pessimistic by an unknown amount. The machine's own
-  figures (kind `machine`) are of the wall's time all the same, and the most pessimistic.
+- Where `clock` is `process_time` others used the machine: time in which they held the core is left
+  out, but caches and memory were shared with them, so figures bound by cache or memory are
+  pessimistic by an unknown amount. The machine's own figures (kind `machine`) are of the wall's
+  time all the same; their `method` ends with the load of the machine meanwhile.
 """
 
 _NO_GPU = """\
@@ -67,7 +67,14 @@ _NO_GPU = """\
 def card(records: Sequence[Record]) -> str:
     """The card of ``records`` as Markdown."""
     parts = [_HEAD, "## On what, and when\n", *_machines(records), "## What there is\n"]
-    parts += [*_contents(records), _COLUMNS, *_keys(records), "", _WEAK.rstrip("\n")]
+    parts += [
+        *_contents(records),
+        *_counts(records),
+        _COLUMNS,
+        *_keys(records),
+        "",
+        _WEAK.rstrip("\n"),
+    ]
     devices = {record.device for record in records}
     if "cpu" in devices:
         parts.append(_ON_CPU.rstrip("\n"))
@@ -122,6 +129,31 @@ def _contents(records: Iterable[Record]) -> Iterable[str]:
         )
     yield ""
     yield "n: median number of repeats. Spread: median of (p90 - p10) / median."
+    yield ""
+
+
+def _counts(records: Sequence[Record]) -> Iterable[str]:
+    """What a reader would otherwise have to count."""
+    operators = [record for record in records if record.kind == Kind.OPERATOR]
+    degrees = Counter(record.extra["tp"] for record in operators if record.extra.get("tp"))
+    yield "- operators at the sizes of a model by tensor-parallel degree: " + (
+        ", ".join(f"{degrees[tp]} of {tp}" for tp in sorted(degrees, key=str)) or "none"
+    )
+    for kind in (Kind.MACHINE, Kind.OPERATOR, Kind.STEP_TIME):
+        threads = Counter(
+            record.extra["num_threads"]
+            for record in records
+            if record.kind == kind and record.extra.get("num_threads")
+        )
+        if threads:
+            each = ", ".join(f"{threads[count]} of {count}" for count in sorted(threads, key=str))
+            yield f"- Records of kind {kind} by number of threads: {each}"
+    for kind in (Kind.OPERATOR, Kind.SEGMENT_TIME, Kind.STEP_TIME):
+        members = [record for record in records if record.kind == kind]
+        if members:
+            few = sum(record.num_repeats < 3 for record in members)
+            least = min(record.num_repeats for record in members)
+            yield f"- {kind}: {few} of {len(members)} with fewer than 3 repeats; least {least}"
     yield ""
 
 

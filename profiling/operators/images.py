@@ -94,10 +94,12 @@ def _batch_norm(dims: Dims, make: Maker) -> Built:
 
 
 def _batch_norm_work(dims: Dims, direction: Direction, item_bytes: int) -> Work:
+    """Scale and offset are read; backward reads the scale and writes both gradients."""
     numel = size(dims, "b", "channels_in", "height", "width")
+    channels = size(dims, "channels_in")
     if direction is Direction.BWD:
-        return Work(16 * numel, 3 * numel * item_bytes)
-    return Work(8 * numel, 2 * numel * item_bytes)
+        return Work(16 * numel, (3 * numel + 3 * channels) * item_bytes)
+    return Work(8 * numel, (2 * numel + 2 * channels) * item_bytes)
 
 
 def _sample_image(rng: np.random.Generator) -> Dims:

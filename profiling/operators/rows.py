@@ -45,7 +45,7 @@ def _rows_family(
         flop: Of the forward pass for each element.
         moves: Tensors of (m, n) read and written by the forward and by the backward pass.
         num_inputs: Of (m, n).
-        weights: Of (n,).
+        weights: Of (n,): a scale, then an offset.
         directions: Which passes there are.
         mask_bytes: For each element, written by the forward and read by the backward pass.
         note: See ``Family``.
@@ -60,8 +60,11 @@ def _rows_family(
         numel = size(dims, "m", "n")
         backward = direction is Direction.BWD
         moved = moves[1] if backward else moves[0]
+        # Forward reads the weights; backward reads those that scale and writes all their gradients.
+        vectors = weights + min(weights, 1) if backward else weights
         return Work(
-            (2 if backward else 1) * flop * numel, numel * (moved * item_bytes + mask_bytes)
+            (2 if backward else 1) * flop * numel,
+            numel * (moved * item_bytes + mask_bytes) + vectors * size(dims, "n") * item_bytes,
         )
 
     return Family(

@@ -18,9 +18,9 @@ from msgspec import field
 from meshwright.errors import BadRequest
 from meshwright.profiling.traces.collectives import collective_name
 from meshwright.profiling.traces.execution_graph import Communication, ExecutionGraph, GraphNode
-from meshwright.profiling.traces.families import dtype_of
 from meshwright.profiling.traces.json_array import ArrayStream
 from meshwright.profiling.traces.sources import Member
+from meshwright.profiling.traces.words import dtype_of
 from meshwright.units import MIB
 
 __all__ = ["read_chakra_json", "read_chakra_protobuf"]

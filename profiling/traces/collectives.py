@@ -22,18 +22,13 @@ import numpy as np
 
 from meshwright.profiling.traces.columns import KERNEL, Integers, RankTrace
 from meshwright.profiling.traces.events import Arguments
-from meshwright.profiling.traces.families import dtype_of, parse_dims
+from meshwright.profiling.traces.families import parse_dims
 from meshwright.profiling.traces.nesting import Nesting, nesting_of
 from meshwright.profiling.traces.operators import first_places
 from meshwright.profiling.traces.timeline import Iteration, is_communication
+from meshwright.profiling.traces.words import dtype_of, item_bytes_of
 
 __all__ = ["CollectiveCall", "collective_name", "collectives_of"]
-
-_ITEM_BYTES = {
-    "float64": 8, "int64": 8, "complex64": 8, "float32": 4, "int32": 4, "float16": 2,
-    "bfloat16": 2, "int16": 2, "int8": 1, "uint8": 1, "bool": 1, "float8_e4m3fn": 1,
-    "float8_e5m2": 1,
-}  # fmt: skip
 
 # The first that the name holds, letters only, says what it is.
 _NAMES = (
@@ -199,8 +194,7 @@ def _clues(trace: RankTrace, kernel: int, operators: list[int], notes: list[int]
             if parsed is not None:
                 dtype = dtype or parsed[1]
                 elements = _elements_of_shapes("record", parsed[0][:1], name, group_size)
-    item_bytes = _ITEM_BYTES.get(dtype or "")
-    num_bytes = (elements or 0) * (item_bytes or 0)
+    num_bytes = (elements or 0) * (item_bytes_of(dtype) or 0)
     return {
         "name": name,
         "num_bytes": num_bytes if 0 < num_bytes < 2**62 else None,

@@ -125,6 +125,8 @@ class RankTrace:
     num_events: int
     num_dropped: int
     """Events without a time, or with one that makes no sense."""
+    num_negative: int
+    """Events that end before they begin (of -1 us where they never ended); they count as 0 long."""
     num_begin_end: int
     """Events that say begin and end apart; they are not read."""
     names: tuple[str, ...]
@@ -316,6 +318,7 @@ class _Builder:
             num_bytes=stream.num_bytes,
             num_events=self.num_events,
             num_dropped=self.num_dropped,
+            num_negative=sum(map(_num_negative, (*(one[1] for one in self.spans), self.work[1]))),
             num_begin_end=self.num_begin_end,
             names=tuple(self.names),
             shapes=tuple((dims, types) for dims, _, types in map(_parted, self.shapes)),
@@ -340,13 +343,19 @@ def read_rank_trace(member: Member) -> RankTrace:
     """The profiler trace in ``member``, read once from its beginning to its end.
 
     Raises:
-        BadRequest: it is damaged, cut short, or no profiler trace.
+        BadRequest: it is damaged, cut short, empty, or no profiler trace.
     """
     stream = event_stream(member)
     builder = _Builder(member.name)
     for batch in stream.batches():
         builder.add(batch)
+    if not builder.num_events:
+        raise BadRequest(f"{member.name}: holds no event; did the profiler run any step?")
     return builder.trace(stream)
+
+
+def _num_negative(length_us: array[float]) -> int:
+    return int((np.frombuffer(length_us, dtype=np.float64) < 0).sum()) if length_us else 0
 
 
 def _columns(codes: str) -> list[array[Any]]:

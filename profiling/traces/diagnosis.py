@@ -33,12 +33,14 @@ from meshwright.profiling.traces.excess import (
 from meshwright.profiling.traces.step_table import Cells, StepTable
 from meshwright.profiling.traces.waves import IdleWave, trace_wave
 
-__all__ = ["CommonDelay", "Diagnosis", "Pattern", "SlowRank", "diagnose"]
+__all__ = ["LEAST_ITERATIONS", "CommonDelay", "Diagnosis", "Pattern", "SlowRank", "diagnose"]
 
 _MIN_SHARE = 0.03
 """Of the typical step: a rank slower by less is not called slow."""
 _MIN_EVENT_SHARE = 0.1
 """Of the typical step: a single delay below is not named."""
+LEAST_ITERATIONS = 2
+"""One cannot tell a slow rank from one whose work was larger or whose host began it late."""
 _FEW_ITERATIONS = 20
 _MAX_WAVES = 200
 _QUANTILES_BELOW_WAVES = {"body_quantile": 0.75, "tail_quantile": 0.9}
@@ -114,9 +116,16 @@ class Diagnosis:
     """What the times cannot tell."""
 
     @property
+    def is_conclusive(self) -> bool:
+        """False where there are too few iterations for a verdict; then no rank is named."""
+        return self.num_iterations >= LEAST_ITERATIONS
+
+    @property
     def healthy(self) -> bool:
-        """Whether nothing is wrong."""
-        return not (self.slow_ranks or self.idle_waves or self.desynchronized)
+        """Whether there are iterations enough and nothing is wrong in them."""
+        return self.is_conclusive and not (
+            self.slow_ranks or self.idle_waves or self.desynchronized
+        )
 
 
 def diagnose(table: StepTable, *, min_share: float = _MIN_SHARE) -> Diagnosis:
@@ -140,7 +149,8 @@ def diagnose(table: StepTable, *, min_share: float = _MIN_SHARE) -> Diagnosis:
     noise_s = max(
         tail_threshold_s(residual_s / lengths, **quantiles), _MIN_EVENT_SHARE * step_time_s
     )
-    events = events_of(residual_s, threshold_s=noise_s * lengths)
+    is_conclusive = table.num_iterations >= LEAST_ITERATIONS
+    events = events_of(residual_s, threshold_s=noise_s * lengths) if is_conclusive else []
     waves, explained = _waves(table, events, residual_s, by_compute=by_compute)
     slow = [
         _lasting(table.ranks[row], level, table) for row, level in enumerate(levels) if level
@@ -167,7 +177,7 @@ def diagnose(table: StepTable, *, min_share: float = _MIN_SHARE) -> Diagnosis:
         ),
         common_delays=_common_delays(table, step_time_s=step_time_s),
         lag_s=lag_s,
-        desynchronized=lag_s > step_time_s,
+        desynchronized=is_conclusive and lag_s > step_time_s,
         clusters=tuple(
             tuple(rank for rank, at in zip(table.ranks, labels, strict=True) if at == label)
             for label in sorted(set(labels))
@@ -280,8 +290,8 @@ def _fraction(total_s: float, table: StepTable) -> float:
 
 
 def _notes(table: StepTable) -> tuple[str, ...]:
-    notes: list[str] = []
-    if table.num_iterations < _FEW_ITERATIONS:
+    notes = list(table.notes)
+    if LEAST_ITERATIONS <= table.num_iterations < _FEW_ITERATIONS:
         notes.append(
             f"{table.num_iterations} iterations show neither what is noise nor what lasts; record "
             f"{_FEW_ITERATIONS} or more"

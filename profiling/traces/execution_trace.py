@@ -18,9 +18,9 @@ from msgspec import Raw
 from meshwright.errors import BadRequest
 from meshwright.profiling.traces.collectives import collective_name
 from meshwright.profiling.traces.execution_graph import Communication, ExecutionGraph, GraphNode
-from meshwright.profiling.traces.families import dtype_of
 from meshwright.profiling.traces.json_array import ArrayStream
 from meshwright.profiling.traces.sources import Member
+from meshwright.profiling.traces.words import dtype_of
 
 __all__ = ["read_execution_trace"]
 

@@ -12,42 +12,15 @@ from typing import Any
 
 import msgspec
 
+from meshwright.profiling.traces.words import dtype_of
 from meshwright.records.record import Scalar
 
-__all__ = ["dtype_of", "operator_identity", "parse_dims"]
+__all__ = ["operator_identity", "parse_dims"]
 
 _MAX_SHAPE_CHARACTERS = 1000
 
-_DTYPES = {
-    "float": "float32",
-    "double": "float64",
-    "half": "float16",
-    "bfloat16": "bfloat16",
-    "int": "int32",
-    "long": "int64",
-    "long int": "int64",
-    "long long": "int64",
-    "short": "int16",
-    "short int": "int16",
-    "char": "int8",
-    "signed char": "int8",
-    "byte": "uint8",
-    "unsigned char": "uint8",
-    "bool": "bool",
-    "float8_e4m3fn": "float8_e4m3fn",
-    "float8_e5m2": "float8_e5m2",
-    "complexfloat": "complex64",
-}
-
 Dims = list[list[int]]
 """By input; the empty list for a scalar, a list of tensors or what is no tensor."""
-
-
-def dtype_of(word: object) -> str | None:
-    """PyTorch's name (``float32``) of a type as the profiler writes it; None if it is no type."""
-    if not isinstance(word, str):
-        return None
-    return _DTYPES.get(word.removeprefix("c10::").removeprefix("at::").lower())
 
 
 def parse_dims(dims: bytes, types: bytes) -> tuple[Dims, str | None] | None:
@@ -172,7 +145,7 @@ def operator_identity(
     """Family and sizes where we know the operator, else its own name with the shapes as text."""
     sizes = [list(one) for one in dims]
     family = _FAMILIES.get(name)
-    if family is not None and direction == "forward" and len(sizes) >= family[1]:
+    if family is not None and direction == "fwd" and len(sizes) >= family[1]:
         found = family[2](sizes)
         if found is not None and all(isinstance(n, int) and n < 2**63 for n in found.values()):
             return family[0], found

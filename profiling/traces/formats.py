@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from meshwright.errors import BadRequest
-from meshwright.profiling.traces.sources import DEFAULT_MAX_BYTES, open_members, printable
+from meshwright.profiling.traces.sources import (
+    DEFAULT_MAX_BYTES,
+    Member,
+    Source,
+    open_members,
+    printable,
+)
 from meshwright.profiling.traces.tables import column_names, is_parquet
 from meshwright.records import Record
 from meshwright.strict_json import one_line
 
-__all__ = ["ImportOptions", "TraceFormat", "TraceImport", "detect_format", "format_of"]
+__all__ = [
+    "ImportOptions",
+    "TraceFormat",
+    "TraceImport",
+    "detect_format",
+    "format_of",
+    "members_of",
+]
 
 _HEAD_BYTES = 2**20
 
@@ -109,7 +122,7 @@ def _table_format(names: Iterable[str]) -> TraceFormat | None:
 
 
 def detect_format(path: str | os.PathLike[str]) -> TraceFormat:
-    """The format of the file at ``path``, or of the first file in the archive.
+    """The format of the file at ``path``, or of the first in the archive that has one.
 
     Raises:
         BadRequest: it cannot be read, or is none of the formats.
@@ -122,11 +135,43 @@ def detect_format(path: str | os.PathLike[str]) -> TraceFormat:
                 f"{one_line(', '.join(column_names(path)))}"
             )
         return found
+    unknown = ""
     for member in open_members(path):
-        found = format_of(member.head(_HEAD_BYTES))
-        if found is None:
-            raise BadRequest(
-                f"{member.name}: not a trace we know; give one of {', '.join(TraceFormat)}"
-            )
-        return found
+        head = member.head(_HEAD_BYTES)
+        found = format_of(head)
+        if found is not None:
+            return found
+        unknown = unknown or member.name
+        if not _is_plain_text(head):
+            break
+    if unknown:
+        raise BadRequest(f"{unknown}: not a trace we know; give one of {', '.join(TraceFormat)}")
     raise BadRequest(f"{printable(path)}: the archive holds no file; give one with traces")
+
+
+def members_of(source: Source, format_: TraceFormat, left_out: list[str]) -> Iterator[Member]:
+    """The files of ``source`` that are to be read as ``format_``.
+
+    Of an archive, texts that are no trace (a README) and traces of other formats are passed over
+    and named in ``left_out``; what looks like a trace and is damaged is not.
+    """
+    for member in source.members():
+        if member.name != source.name:
+            head = member.head(_HEAD_BYTES)
+            found = format_of(head)
+            if found != format_ and (found is not None or _is_plain_text(head)):
+                what = "no trace" if found is None else f"{found}, not {format_}"
+                left_out.append(f"{member.name} ({what})")
+                continue
+        yield member
+
+
+def _is_plain_text(head: bytes) -> bool:
+    """Whether a file begins as words for people, not as JSON or something binary."""
+    if not head or b"\0" in head or head.lstrip()[:1] in (b"{", b"[", b""):
+        return False
+    try:
+        head[:-4].decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start > len(head) - 12
+    return True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from meshwright.profiling.traces.formats import (
@@ -19,8 +20,11 @@ from meshwright.profiling.traces.measured_tables import (
 )
 from meshwright.profiling.traces.nccl_tests import import_nccl_tests
 from meshwright.profiling.traces.profiles import PROFILE_FORMATS, import_profiles
+from meshwright.records import Record, RecordStore
 
-__all__ = ["Importer", "import_traces"]
+__all__ = ["Importer", "import_traces", "without_stored"]
+
+_SHA256 = re.compile(r"sha256:([0-9a-f]{64})")
 
 Importer = Callable[[Sequence[Path], ImportOptions], list[TraceImport]]
 """Files of one format to what they yielded."""
@@ -49,3 +53,26 @@ def import_traces(paths: Sequence[Path], options: ImportOptions | None = None) -
     for format_, members in by_format.items():
         found += _IMPORTERS[format_](members, options)
     return found
+
+
+def without_stored(records: Iterable[Record], store: RecordStore) -> tuple[list[Record], int]:
+    """The Records of files ``store`` holds no Record of, and how many others were left out.
+
+    Files are told by the SHA-256 in ``source``, whatever they are called; Records of several files
+    are left out where the store has Records of all of them.
+
+    Raises:
+        BadRequest: the store cannot be read.
+    """
+    stored = {sha256 for source in store.sources() for sha256 in _SHA256.findall(source)}
+    is_new: dict[str, bool] = {}
+    kept, num_left_out = [], 0
+    for record in records:
+        if record.source not in is_new:
+            found = _SHA256.findall(record.source)
+            is_new[record.source] = not found or not stored.issuperset(found)
+        if is_new[record.source]:
+            kept.append(record)
+        else:
+            num_left_out += 1
+    return kept, num_left_out

@@ -118,8 +118,12 @@ def _records(table: Table, submit: str | None, skipped: Counter[str]) -> Iterato
         duration_s = row.get("duration_s")
         if duration_s is None and start_s is not None and end_s is not None:
             duration_s = end_s - start_s
-        if duration_s is None or duration_s < 0:
-            skipped["jobs of unknown duration"] += 1
+        if duration_s is not None and duration_s < 0:
+            skipped["durations below 0 (their jobs are kept without one)"] += 1
+            duration_s = None
+        num_gpus = _num_gpus(row)
+        if duration_s is None and num_gpus is None:
+            skipped["jobs of unknown duration and GPUs"] += 1
             continue
         of = row.get("source", "")
         if of not in sources:
@@ -133,21 +137,32 @@ def _records(table: Table, submit: str | None, skipped: Counter[str]) -> Iterato
             source=sources[of],
             machine=unknown_host((row.get("gpu_type", ""),)),
             software=unknown_software(),
-            method="from a trace of a cluster's jobs: end less start of the job",
-            unit="s",
-            median=duration_s,
+            **_value(duration_s, num_gpus),
             measured_utc="",
             extra={
                 "job_id": one_line(row["job_id"]),
                 "cluster": row.get("cluster"),
                 "submit_s": submit_s if submit_s is not None else start_s,
-                "gpus": _num_gpus(row),
+                "gpus": num_gpus,
                 "gpu_type": row.get("gpu_type"),
                 "model_is_synthetic": True if synthetic else None,
                 "total_steps": row.get("total_steps"),
                 "duration_is_derived": row.get("is_derived_duration"),
             },
         )
+
+
+def _value(duration_s: float | None, num_gpus: int | None) -> dict[str, Any]:
+    """The figure of a job: how long it ran or, where nobody knows, on how many GPUs."""
+    of = "from a trace of a cluster's jobs"
+    if duration_s is not None:
+        return {"method": f"{of}: end less start of the job", "unit": "s", "median": duration_s}
+    assert num_gpus is not None, "a job of which neither is known is left out"
+    return {
+        "method": f"{of}: the GPUs it asked for; how long it ran is not known",
+        "unit": "gpus",
+        "median": float(num_gpus),
+    }
 
 
 def _num_gpus(row: dict[str, Any]) -> int | None:

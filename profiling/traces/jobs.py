@@ -1,7 +1,9 @@
 """What mixture of jobs clusters really run, from Records of their jobs; and mixtures like it.
 
 The mixture is empirical: a sampled job is one that ran, with its number of GPUs, duration and type
-together, for large jobs run longer. Gaps between arrivals are those of one cluster at a time.
+together, for large jobs run longer. Jobs of which nobody knows how long they ran count for numbers
+of GPUs and arrivals as all others (they may be the large ones); one that is sampled gets the
+duration of a job of about as many GPUs. Gaps between arrivals are those of one cluster at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class Job:
     """One job that ran."""
 
     num_gpus: int
-    duration_s: float
+    duration_s: float | None
+    """None where it is not known."""
     submit_s: float | None
     """From the cluster's own zero; None where it is not known."""
     cluster: str
@@ -47,6 +50,7 @@ class SampledJob:
     """From the first job's; rising."""
     num_gpus: int
     duration_s: float
+    """Its own or, where that is not known, that of a job of about as many GPUs."""
     gpu_type: str
     model: str
 
@@ -77,7 +81,7 @@ class JobMixture:
             jobs.append(
                 Job(
                     num_gpus=gpus,
-                    duration_s=record.median,
+                    duration_s=record.median if record.unit == "s" else None,
                     submit_s=float(submit_s) if isinstance(submit_s, int | float) else None,
                     cluster=str(extra.get("cluster") or ""),
                     gpu_type=record.device,
@@ -109,15 +113,30 @@ class JobMixture:
                 some time sees them, and not each job alike.
 
         Raises:
-            BadRequest: no job needs so few GPUs.
+            BadRequest: no job needs so few GPUs, or no duration of any job is known.
         """
+        known_s = _durations_by_size(self.jobs)
+        if not known_s:
+            raise BadRequest(
+                "job mixture: of no job is known how long it ran; import a trace of such"
+            )
         fitting = [job for job in self.jobs if max_gpus is None or job.num_gpus <= max_gpus]
         if not fitting:
             least = min(job.num_gpus for job in self.jobs)
             raise BadRequest(f"job mixture: no job runs on {max_gpus} GPUs; the least is {least}")
         weights = None
         if by_gpu_time:
-            gpu_s = np.array([job.num_gpus * job.duration_s for job in fitting])
+            gpu_s = np.array(
+                [
+                    job.num_gpus
+                    * (
+                        float(_like(job.num_gpus, known_s).mean())
+                        if job.duration_s is None
+                        else job.duration_s
+                    )
+                    for job in fitting
+                ]
+            )
             weights = gpu_s / gpu_s.sum() if gpu_s.sum() > 0 else None
         drawn = rng.choice(len(fitting), size=num_jobs, p=weights)
         gaps_s = rng.choice(self.gaps_s, size=num_jobs) if len(self.gaps_s) else np.zeros(num_jobs)
@@ -126,7 +145,7 @@ class JobMixture:
             SampledJob(
                 arrival_s=float(arrival_s),
                 num_gpus=fitting[index].num_gpus,
-                duration_s=fitting[index].duration_s,
+                duration_s=_drawn_s(fitting[index], known_s, rng),
                 gpu_type=fitting[index].gpu_type,
                 model=fitting[index].model,
             )
@@ -135,25 +154,31 @@ class JobMixture:
 
     def summary(self) -> dict[str, Any]:
         """Histogram of GPUs, quantiles of durations and gaps, types; as JSON."""
-        durations_s = np.array([job.duration_s for job in self.jobs])
+        durations_s = np.array([_nan_if_none(job.duration_s) for job in self.jobs])
         gpus = np.array([job.num_gpus for job in self.jobs])
-        gpu_s = gpus * durations_s
+        timed = ~np.isnan(durations_s)
+        gpu_s = np.where(timed, gpus * durations_s, 0.0)
         histogram = {}
         for size in sorted(set(gpus.tolist())):
             of_size = gpus == size
+            known_s = durations_s[of_size & timed]
             histogram[str(size)] = {
                 "num_jobs": int(of_size.sum()),
+                "num_jobs_of_known_duration": len(known_s),
                 "jobs_fraction": float(of_size.mean()),
-                "gpu_time_fraction": float(gpu_s[of_size].sum() / max(gpu_s.sum(), 1e-300)),
-                "median_duration_s": float(np.median(durations_s[of_size])),
+                "gpu_time_fraction": float(gpu_s[of_size].sum() / max(gpu_s.sum(), 1e-300))
+                if len(known_s)
+                else None,
+                "median_duration_s": float(np.median(known_s)) if len(known_s) else None,
             }
         return {
             "num_jobs": len(self.jobs),
+            "num_jobs_of_known_duration": int(timed.sum()),
             "clusters": dict(Counter(job.cluster or UNKNOWN for job in self.jobs).most_common()),
             "by_num_gpus": histogram,
-            "duration_quantiles_s": _quantiles(durations_s),
+            "duration_quantiles_s": _quantiles(durations_s[timed]),
             "gap_quantiles_s": _quantiles(self.gaps_s),
-            "gap_variation": _variation(self.gaps_s),
+            "gap_variation": _variation(self.jobs),
             "by_gpu_type": dict(Counter(job.gpu_type for job in self.jobs).most_common()),
             "by_model": dict(Counter(job.model for job in self.jobs).most_common()),
         }
@@ -162,11 +187,19 @@ class JobMixture:
         """The summary for a person."""
         found = self.summary()
         sizes = ", ".join(
-            f"{size}: {part['jobs_fraction']:.1%} ({part['gpu_time_fraction']:.1%} of GPU time)"
+            f"{size}: {part['jobs_fraction']:.1%} ({_share(part['gpu_time_fraction'])} of GPU time)"
             for size, part in found["by_num_gpus"].items()
             if part["jobs_fraction"] >= 0.001
         )
         lines = [f"{len(self.jobs)} jobs of {len(found['clusters'])} clusters; by GPUs {sizes}"]
+        num_timed = found["num_jobs_of_known_duration"]
+        if num_timed < len(self.jobs):
+            untimed = [job.num_gpus for job in self.jobs if job.duration_s is None]
+            lines.append(
+                f"how long they ran is known of {num_timed} of {len(self.jobs)}; durations and GPU "
+                f"time are of these alone. The others had {min(untimed)} to {max(untimed)} GPUs, "
+                f"{sum(untimed) / len(untimed):.3g} on average, and count for GPUs and arrivals"
+            )
         for key, what in (
             ("duration_quantiles_s", "durations"),
             ("gap_quantiles_s", "gaps of arrival"),
@@ -177,19 +210,54 @@ class JobMixture:
                 )
                 lines.append(f"{what}: {shown}")
         if found["gap_variation"] is not None:
-            lines.append(f"arrivals vary {found['gap_variation']:.2g} times as much as random ones")
+            lines.append(
+                f"gaps of arrival in a cluster vary {found['gap_variation']:.2g} times as much as "
+                "random ones (median of the clusters)"
+            )
         models = list(found["by_model"].items())[:_MAX_TYPES_SHOWN]
         shown = ", ".join(f"{name} {count}" for name, count in models)
         lines.append(f"models: {shown}{', ...' if len(found['by_model']) > len(models) else ''}")
         return tuple(lines)
 
 
-def _gaps_s(jobs: list[Job]) -> NDArray[np.float64]:
+def _nan_if_none(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _share(fraction: float | None) -> str:
+    return "unknown share" if fraction is None else f"{fraction:.1%}"
+
+
+def _durations_by_size(jobs: Iterable[Job]) -> dict[int, NDArray[np.float64]]:
+    """The known durations by number of GPUs."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for job in jobs:
+        if job.duration_s is not None:
+            found[job.num_gpus].append(job.duration_s)
+    return {size: np.array(durations_s) for size, durations_s in found.items()}
+
+
+def _like(num_gpus: int, known_s: dict[int, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Durations of jobs whose number of GPUs is nearest by ratio, of two the larger."""
+    return known_s[min(known_s, key=lambda size: (abs(np.log(size / num_gpus)), -size))]
+
+
+def _drawn_s(job: Job, known_s: dict[int, NDArray[np.float64]], rng: np.random.Generator) -> float:
+    if job.duration_s is not None:
+        return job.duration_s
+    return float(rng.choice(_like(job.num_gpus, known_s)))
+
+
+def _gaps_by_cluster(jobs: Iterable[Job]) -> list[NDArray[np.float64]]:
     by_cluster: dict[str, list[float]] = defaultdict(list)
     for job in jobs:
         if job.submit_s is not None:
             by_cluster[job.cluster].append(job.submit_s)
-    gaps = [np.diff(np.sort(np.array(times))) for times in by_cluster.values() if len(times) > 1]
+    return [np.diff(np.sort(np.array(times))) for times in by_cluster.values() if len(times) > 1]
+
+
+def _gaps_s(jobs: Iterable[Job]) -> NDArray[np.float64]:
+    gaps = _gaps_by_cluster(jobs)
     return np.concatenate(gaps) if gaps else np.zeros(0)
 
 
@@ -200,7 +268,13 @@ def _quantiles(values: NDArray[np.float64]) -> dict[str, float]:
     return {f"p{round(100 * share)}": at for share, at in zip(_QUANTILES, found, strict=True)}
 
 
-def _variation(gaps_s: NDArray[np.float64]) -> float | None:
-    """Standard deviation over mean: 1 for arrivals at random, above it they come in bursts."""
-    mean_s = float(gaps_s.mean()) if len(gaps_s) else 0.0
-    return float(gaps_s.std() / mean_s) if mean_s > 0 else None
+def _variation(jobs: Iterable[Job]) -> float | None:
+    """Standard deviation over mean of the gaps of a cluster, median over clusters.
+
+    1 for arrivals at random, above it they come in bursts. Clusters of different rates are not
+    thrown together, for that alone would look like bursts.
+    """
+    found = [
+        float(gaps_s.std() / gaps_s.mean()) for gaps_s in _gaps_by_cluster(jobs) if gaps_s.any()
+    ]
+    return float(np.median(found)) if found else None

@@ -22,6 +22,7 @@ from meshwright.profiling.traces.published import (
     unknown_software,
 )
 from meshwright.profiling.traces.tables import Column, ColumnType, Table, read_table
+from meshwright.profiling.traces.words import collective_of, direction_of, dtype_of
 from meshwright.records import Kind, Record, make_record
 from meshwright.records.kinds import KINDS
 from meshwright.records.record import Scalar
@@ -33,6 +34,7 @@ __all__ = ["import_collective_tables", "import_operator_tables", "import_run_tab
 _VERB = "traces import"
 _LONGEST_S = 86_400.0
 """Of one operator or collective; tables print numbers such as 1e6 where a run failed."""
+_MAX_NAMED = 20
 _METHOD = "as published: median over repeats, their number and spread not kept"
 _TEXT, _FLOAT, _INTEGER, _BOOLEAN = (
     ColumnType.TEXT, ColumnType.FLOAT, ColumnType.INTEGER, ColumnType.BOOLEAN,
@@ -260,12 +262,26 @@ def _has_time(row: dict[str, Any], skipped: Counter[str]) -> bool:
     return True
 
 
+def _are_known(said: dict[str, str | None], row: dict[str, Any], skipped: Counter[str]) -> bool:
+    """Whether all words of a row are ours, or others for ours; the first that is not is counted."""
+    for key, word in said.items():
+        if word is None:
+            named = f" such as {one_line(row[key])[:40]!r}" if len(skipped) < _MAX_NAMED else ""
+            skipped[f"rows of unknown {key}{named}"] += 1
+            return False
+    return True
+
+
 def _operator(row: dict[str, Any], source: str, skipped: Counter[str]) -> Record | None:
     if not _has_time(row, skipped):
         return None
     if any(key not in row for key in ("gpu", "op", "direction", "dtype")):
         skipped["rows without gpu, op, direction or dtype"] += 1
         return None
+    said = {"direction": direction_of(row["direction"]), "dtype": dtype_of(row["dtype"])}
+    if not _are_known(said, row, skipped):
+        return None
+    row |= said
     extra: dict[str, Scalar] = _of_extra(row["extra"]) if "extra" in row else {}
     extra = extra | {key: value for key, value in row.items() if key in _OPERATOR_KEYS}
     if "memory_bytes" in row:
@@ -279,6 +295,15 @@ def _collective(row: dict[str, Any], source: str, skipped: Counter[str]) -> Reco
         return None
     if any(not row.get(key) for key in ("gpu", "collective", "group_size", "bytes")):
         skipped["rows without gpu, collective, group_size or bytes"] += 1
+        return None
+    said = {"collective": collective_of(row["collective"])}
+    if "dtype" in row:
+        said["dtype"] = dtype_of(row["dtype"])
+    if not _are_known(said, row, skipped):
+        return None
+    row |= said
+    if row["group_size"] < 2 and row["collective"] != "send_recv":
+        skipped["rows of a collective of one rank alone"] += 1
         return None
     extra: dict[str, Scalar] = {
         key: row.get(key) for key in ("group_size", "dtype", "fabric", "ranks_per_host", "hosts")

@@ -2,8 +2,9 @@
 
 One line holds size, count, type, operation and root, then time, two bandwidths and the number of
 wrong results, first out of place, then in place; old versions print neither root nor operation of
-some. Which collective it was newer versions say; of others the name of the file or a command line
-in the text must, or columns and bandwidths where only one collective fits them.
+some. A log may hold several tests after one another. Which collective one is of newer versions say;
+of others the name of the file or a command line in the text must, or columns and bandwidths where
+only one collective fits them.
 """
 
 from __future__ import annotations
@@ -12,13 +13,19 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meshwright.errors import BadRequest
-from meshwright.profiling.traces.formats import ImportOptions, TraceFormat, TraceImport
+from meshwright.profiling.traces.formats import (
+    ImportOptions,
+    TraceFormat,
+    TraceImport,
+    members_of,
+)
 from meshwright.profiling.traces.published import device_name, unknown_host, unknown_software
 from meshwright.profiling.traces.sources import Member, open_source
+from meshwright.profiling.traces.words import dtype_of
 from meshwright.records import Kind, Record, make_record
 from meshwright.strict_json import one_line
 from meshwright.units import MIB
@@ -42,7 +49,6 @@ _NAMES = {
     "reduce": "reduce",
 }
 """By the names nccl-tests uses, the longer before those they contain."""
-_DTYPES = {"float": "fp32", "half": "fp16", "bfloat16": "bf16", "double": "fp64"}
 
 _LAUNCHER = re.compile(r"^(\[\d+,\d+\]<std(out|err)>:|\d+: )")  # mpirun --tag-output, srun -l
 _PROGRAM = re.compile(rf"\b({'|'.join(_NAMES)})_perf\b")
@@ -51,18 +57,30 @@ _OPTION = re.compile(r"\b(nThread|nGpus|warmup iters|agg iters|iters):?\s+(\d+)"
 _RANK = re.compile(
     r"^#\s+Rank\s+(\d+)(?:\s+Group\s+(\d+))?\s+Pid\s+\d+\s+on\s+(\S+)\s+device\s+\d+\s+\[[^\]]*\]\s*(.*)$"
 )
+_COLUMN_NAMES = re.compile(r"#\s+size\s+count")
+_SIZE = re.compile(r"-?\d+\s+\S")
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$")
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*$")
 
 
 @dataclass(slots=True, kw_only=True)
-class _Header:
+class _Test:
+    """What one run of a program printed."""
+
     program: str = ""
     ranks: Counter[str]
     """By group."""
     hosts: Counter[str]
     devices: set[str]
     options: dict[str, int]
+    lines: list[_Line]
+    num_unread: int = 0
+    """Lines that begin with a size and hold no result."""
+    in_table: bool = False
+
+    @classmethod
+    def new(cls) -> _Test:
+        return cls(ranks=Counter(), hosts=Counter(), devices=set(), options={}, lines=[])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +94,7 @@ class _Line:
 
 
 def import_nccl_tests(paths: Sequence[Path], options: ImportOptions) -> list[TraceImport]:
-    """What outputs of nccl-tests tell: one import a file, one Record a size and placement.
+    """What outputs of nccl-tests tell: one import a test, one Record a size and placement.
 
     Raises:
         BadRequest: one is damaged, holds no results, or does not tell which collective it is of or
@@ -85,9 +103,17 @@ def import_nccl_tests(paths: Sequence[Path], options: ImportOptions) -> list[Tra
     found: list[TraceImport] = []
     for path in paths:
         with open_source(path, max_bytes=min(options.max_bytes, _MAX_TEXT_BYTES)) as source:
-            read = [(member.name, _text(member)) for member in source.members()]
+            left_out: list[str] = []
+            read = [
+                (member.name, _text(member))
+                for member in members_of(source, TraceFormat.NCCL_TESTS, left_out)
+            ]
             said = f"{source.name} sha256:{source.sha256()}"
-        found += [_import(name, text, said) for name, text in read]
+        for name, text in read:
+            found += _imports(name, text, said)
+        if left_out:
+            notes = tuple(f"left out of the archive: {item}" for item in left_out)
+            found[-1] = replace(found[-1], lines=(*found[-1].lines, *notes))
     return found
 
 
@@ -98,41 +124,69 @@ def _text(member: Member) -> str:
     return b"".join(pieces).decode("utf-8", "replace")
 
 
-def _import(name: str, text: str, source: str) -> TraceImport:
-    header = _Header(ranks=Counter(), hosts=Counter(), devices=set(), options={})
-    lines: list[_Line] = []
+def _imports(name: str, text: str, source: str) -> list[TraceImport]:
+    tests = _tests(text)
+    whole = [test for test in tests if test.lines]
+    if not whole:
+        raise BadRequest(f"{name}: holds no line of results; did the test end early?")
+    begun = sum(bool(test.ranks or test.in_table) for test in tests if not test.lines)
+    found: list[TraceImport] = []
+    for test in whole:
+        skipped: Counter[str] = Counter()
+        if begun and test is whole[0]:
+            skipped["tests without any result"] = begun
+        found.append(_import(test, name, source, skipped))
+    return found
+
+
+def _tests(text: str) -> list[_Test]:
+    """What each test printed; a new one begins where results or ranks stand before a head."""
+    test = _Test.new()
+    tests = [test]
     for raw in text.splitlines():
         line = _LAUNCHER.sub("", raw).rstrip()
         if line.startswith("#") or "_perf" in line:
-            _read_header(line, header, name)
+            begins = "concluded" not in line and ("nThread" in line or _PROGRAM.search(line))
+            if begins and (test.lines or test.ranks or test.in_table):
+                test = _Test.new()
+                tests.append(test)
+            _read_header(line, test)
         elif (result := _result(line)) is not None:
-            lines.append(result)
-    if not lines:
-        raise BadRequest(f"{name}: holds no line of results; did the test end early?")
-    group_size = _group_size(header, lines, name)
-    collective = _collective(header, lines, name, group_size)
-    skipped: Counter[str] = Counter()
-    records = tuple(_records(collective, group_size, header, lines, source, skipped))
+            test.lines.append(result)
+        elif (test.in_table or test.lines) and _SIZE.match(line.lstrip()):
+            test.num_unread += 1
+    return tests
+
+
+def _import(test: _Test, name: str, source: str, skipped: Counter[str]) -> TraceImport:
+    group_size = _group_size(test, name)
+    collective = _collective(test, name, group_size)
+    if test.num_unread:
+        skipped["lines of a size without a result"] = test.num_unread
+    records = tuple(_records(collective, group_size, test, source, skipped))
+    left_out = [f"left out: {count} {reason}" for reason, count in skipped.items()]
     if not records:
-        raise BadRequest(f"{name}: holds no usable result; did the test end early?")
+        raise BadRequest(
+            f"{name}: holds no usable result ({'; '.join(left_out)}); did the test end early?"
+        )
     missing = ["the spread of the repeats", "when it was measured"]
-    if not header.devices:
+    if not test.devices:
         missing.append("the devices")
-    sizes = sorted({line.num_bytes for line in lines})
+    sizes = sorted({line.num_bytes for line in test.lines})
     summary = {
         "collective": collective,
         "group_size": group_size,
-        "hosts": len(header.hosts) or None,
-        "devices": sorted(header.devices),
+        "hosts": len(test.hosts) or None,
+        "devices": sorted(test.devices),
         "num_sizes": len(sizes),
-        "largest_busbw_bytes_per_s": _largest_busbw(lines) * 1e9,
+        "largest_busbw_bytes_per_s": _largest_busbw(test.lines) * 1e9,
         "left_out": dict(skipped),
     }
     said = [
-        f"{collective} among {group_size} ranks on {len(header.hosts) or 'unknown'} hosts, "
+        f"{collective} among {group_size} ranks on {len(test.hosts) or 'unknown'} hosts, "
         f"{len(sizes)} sizes from {sizes[0]} to {sizes[-1]} bytes, bus bandwidth up to "
-        f"{_largest_busbw(lines):.4g} GB/s",
-        *(f"left out: {count} {reason}" for reason, count in skipped.items()),
+        f"{_largest_busbw(test.lines):.4g} GB/s",
+        *left_out,
     ]
     return TraceImport(
         format=TraceFormat.NCCL_TESTS,
@@ -144,14 +198,11 @@ def _import(name: str, text: str, source: str) -> TraceImport:
     )
 
 
-def _read_header(line: str, header: _Header, name: str) -> None:
+def _read_header(line: str, header: _Test) -> None:
     program = _PROGRAM.search(line)
-    if program:
-        if header.program not in ("", program[1]):
-            raise BadRequest(
-                f"{name}: holds {header.program}_perf and {program[1]}_perf; give each in a file"
-            )
+    if program and not header.lines:
         header.program = program[1]
+    header.in_table |= bool(_COLUMN_NAMES.match(line))
     for key, value in _OPTION.findall(line):
         header.options.setdefault(key, int(value[:9]))
     rank = _RANK.match(line)
@@ -200,14 +251,14 @@ def _bus_factor(lines: Sequence[_Line]) -> float | None:
     return busbw / algbw if algbw >= 0.5 else None  # two decimals are printed
 
 
-def _group_size(header: _Header, lines: Sequence[_Line], name: str) -> int:
+def _group_size(header: _Test, name: str) -> int:
     if header.ranks:
         sizes = set(header.ranks.values())
         if len(sizes) > 1:
             raise BadRequest(f"{name}: its groups have different numbers of ranks; split them")
         return sizes.pop()
     of_one_process = header.options.get("nThread", 0) * header.options.get("nGpus", 0)
-    factor = _bus_factor(lines)
+    factor = _bus_factor(header.lines)
     fits = factor is None or any(
         abs(factor / expected - 1) < 0.03
         for expected in (
@@ -225,7 +276,8 @@ def _group_size(header: _Header, lines: Sequence[_Line], name: str) -> int:
     return of_one_process
 
 
-def _collective(header: _Header, lines: Sequence[_Line], name: str, group_size: int) -> str:
+def _collective(header: _Test, name: str, group_size: int) -> str:
+    lines = header.lines
     if header.program:
         return _NAMES[header.program]
     in_name = _FILE_NAME.search(re.sub(r"[-. ]", "_", name.rpartition(":")[2]))
@@ -252,15 +304,14 @@ def _collective(header: _Header, lines: Sequence[_Line], name: str, group_size: 
 def _records(
     collective: str,
     group_size: int,
-    header: _Header,
-    lines: Sequence[_Line],
+    header: _Test,
     source: str,
     skipped: Counter[str],
 ) -> Iterator[Record]:
     gpu = header.devices.copy().pop() if len(header.devices) == 1 else ""
     iterations = header.options.get("iters", 1) or 1
     per_host = set(header.hosts.values())
-    for line in lines:
+    for line in header.lines:
         for in_place, (time_us, _, _, wrong) in enumerate(line.timed):
             if not math.isfinite(time_us) or time_us <= 0:
                 skipped["results without a time"] += 1
@@ -268,6 +319,8 @@ def _records(
                 skipped["results that were wrong"] += 1
             elif line.num_bytes == 0:
                 skipped["results of no bytes"] += 1
+            elif group_size < 2 and collective != "send_recv":
+                skipped["results of one rank alone"] += 1
             else:
                 yield make_record(
                     kind=Kind.COLLECTIVE,
@@ -287,7 +340,7 @@ def _records(
                         "bytes": line.num_bytes,
                         "group_size": group_size,
                         "backend": "nccl",
-                        "dtype": _DTYPES.get(line.dtype, line.dtype),
+                        "dtype": dtype_of(line.dtype),
                         "in_place": bool(in_place),
                         "num_calls": header.options.get("agg iters"),
                         "hosts": len(header.hosts) or None,

@@ -16,12 +16,12 @@ import numpy as np
 from meshwright.profiling.traces.columns import Integers, RankTrace
 from meshwright.profiling.traces.nesting import Nesting
 from meshwright.profiling.traces.timeline import is_communication
+from meshwright.records.kinds import DIRECTIONS
 
 __all__ = ["OperatorGroup", "OperatorTimes", "launching_operators", "operator_times"]
 
 _BACKWARD = "autograd::engine::evaluate_function"
 _OPTIMIZER = "Optimizer.step#"
-_DIRECTIONS = ("forward", "backward", "optimizer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +117,13 @@ def _groups(
         return ()
     direction = _directions(trace, nesting)[used]
     name, shape = (part[used].astype(np.int64) for part in (operators.name, operators.shape))
-    keys = (name * len(trace.shapes) + shape) * len(_DIRECTIONS) + direction
+    keys = (name * len(trace.shapes) + shape) * len(DIRECTIONS) + direction
     distinct, group = np.unique(keys, return_inverse=True)
     by_group = np.argsort(group, kind="stable")
     ends = np.cumsum(np.bincount(group, minlength=len(distinct)))
     found = []
     for key, members in zip(distinct.tolist(), np.split(used[by_group], ends[:-1]), strict=True):
-        named, towards = divmod(key, len(_DIRECTIONS))
+        named, towards = divmod(key, len(DIRECTIONS))
         name_number, shape_number = divmod(named, len(trace.shapes))
         dims, types = trace.shapes[shape_number]
         found.append(
@@ -131,7 +131,7 @@ def _groups(
                 name=trace.names[name_number],
                 dims=dims,
                 types=types,
-                direction=_DIRECTIONS[towards],
+                direction=DIRECTIONS[towards],
                 times_s=tuple((cost_ns[members] * 1e-9).tolist()),
                 num_kernels=int(kernels[members].sum()),
             )

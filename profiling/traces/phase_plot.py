@@ -26,8 +26,9 @@ _MANY = 8
 
 def sentences(found: Diagnosis) -> list[str]:
     """What the diagnosis says, one sentence each, worst first."""
+    plural = "s" if found.num_iterations > 1 else ""
     lines = [
-        f"{found.num_ranks} ranks, {found.num_iterations} iterations, "
+        f"{found.num_ranks} ranks, {found.num_iterations} iteration{plural}, "
         f"{format_seconds(found.step_time_s)} a step; ranks judged by {found.judged_by}; "
         f"single delays below {format_seconds(found.noise_s)} are not told from noise"
     ]
@@ -63,7 +64,13 @@ def sentences(found: Diagnosis) -> list[str]:
         lines.append(f"the ranks drift apart: {format_seconds(found.lag_s)} at the end")
     if found.healthy:
         lines.append("no rank stands out")
-    if len(found.clusters) > 1:
+    if not found.is_conclusive:
+        lines.append(
+            "no verdict: one iteration cannot tell a slow rank from one whose host began late or "
+            "whose work was larger; record 20 or more, or see in `meshwright traces show` for whom "
+            "the others waited in the collectives"
+        )
+    elif len(found.clusters) > 1:
         groups = "; ".join(_ranks(cluster) for cluster in found.clusters)
         lines.append(f"ranks that behave alike: {groups}")
     return lines + [f"note: {note}" for note in found.notes]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from meshwright.errors import BadRequest
@@ -11,7 +12,12 @@ from meshwright.profiling.traces.chakra import read_chakra_json, read_chakra_pro
 from meshwright.profiling.traces.columns import RankTrace, read_rank_trace
 from meshwright.profiling.traces.execution_graph import ExecutionGraph, graph_import
 from meshwright.profiling.traces.execution_trace import read_execution_trace
-from meshwright.profiling.traces.formats import ImportOptions, TraceFormat, TraceImport
+from meshwright.profiling.traces.formats import (
+    ImportOptions,
+    TraceFormat,
+    TraceImport,
+    members_of,
+)
 from meshwright.profiling.traces.graph_links import link_graph
 from meshwright.profiling.traces.rank_analysis import RankAnalysis, analyze
 from meshwright.profiling.traces.rank_sets import RankSet, match_ranks
@@ -46,17 +52,20 @@ def import_profiles(
         BadRequest: one of them is damaged or not what it seemed.
     """
     graphs: list[tuple[TraceFormat, ExecutionGraph]] = []
+    left_out: list[str] = []
     for format_, read in _GRAPH_READERS.items():
         for path in paths.get(format_, ()):
             with open_source(path, max_bytes=options.max_bytes) as source:
-                graphs += [(format_, read(member)) for member in source.members()]
+                graphs += [
+                    (format_, read(member)) for member in members_of(source, format_, left_out)
+                ]
     linker = _Linker([graph for format_, graph in graphs if format_ in _LINKED_FORMATS])
     ranks: list[RankAnalysis] = []
     sources: dict[str, str] = {}
     for path in paths.get(TraceFormat.KINETO, ()):
         found: list[RankAnalysis] = []
         with open_source(path, max_bytes=options.max_bytes) as source:
-            for member in source.members():
+            for member in members_of(source, TraceFormat.KINETO, left_out):
                 found.append(analyze(linker.linked(read_rank_trace(member))))
                 if len(ranks) + len(found) > _MAX_RANKS:
                     raise BadRequest(f"{source.name}: more than {_MAX_RANKS} ranks; give fewer")
@@ -68,6 +77,13 @@ def import_profiles(
         linked_to, num_linked = linker.links.get(graph.file_name, (None, 0))
         imports.append(
             graph_import(graph, format_=format_, linked_to=linked_to, num_linked=num_linked)
+        )
+    if left_out and imports:
+        first = imports[0]
+        imports[0] = replace(
+            first,
+            summary={**first.summary, "files_left_out": left_out},
+            lines=(*first.lines, *(f"left out of the archive: {name}" for name in left_out)),
         )
     return imports
 
@@ -183,6 +199,9 @@ def missing_of(
     dropped = sum(rank.num_dropped for rank in ranks)
     if dropped:
         found.append(f"the time of {dropped} events, which were left out")
+    negative = sum(rank.num_negative for rank in ranks)
+    if negative:
+        found.append(f"the length of {negative} events, which is negative and counts as 0")
     apart = sum(rank.num_begin_end for rank in ranks)
     if apart:
         found.append(f"lengths of {apart} events that say begin and end apart, which are not read")

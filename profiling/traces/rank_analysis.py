@@ -50,6 +50,7 @@ class RankAnalysis:
     num_bytes: int
     num_events: int
     num_dropped: int
+    num_negative: int
     num_begin_end: int
     rank: int | None
     world_size: int | None
@@ -107,6 +108,7 @@ def analyze(trace: RankTrace) -> RankAnalysis:
         num_bytes=trace.num_bytes,
         num_events=trace.num_events,
         num_dropped=trace.num_dropped,
+        num_negative=trace.num_negative,
         num_begin_end=trace.num_begin_end,
         rank=trace.rank,
         world_size=world_size if known_world else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from meshwright.profiling.traces.step_table import StepTable, step_table, step_t
 from meshwright.profiling.traces.tables import Column, ColumnType, is_parquet, read_table
 from meshwright.records import Record, RecordStore
 from meshwright.strict_json import load_json, one_line, read_source
+from meshwright.units import format_seconds
 
 __all__ = ["read_step_table"]
 
@@ -31,13 +33,18 @@ _Row = tuple[int, int, float | None, float | None, float | None]
 
 
 def read_step_table(
-    paths: Sequence[str | os.PathLike[str]], *, max_bytes: int = DEFAULT_MAX_BYTES
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    source: str = "",
 ) -> StepTable:
     """The times of all ranks in ``paths``, files of one form or one directory.
 
     A file is a table (CSV or Parquet) of rank, iteration and two of step_s, wait_s, compute_s;
     JSON, either such rows or ``{"step_s": [[...], ...], "wait_s": ...}`` with one list for each
     rank; or a profiler trace of one rank. A directory is a record store or holds such files.
+    ``source`` is a part of the source, or the model, of the job that is meant where a store or the
+    traces hold several.
 
     Raises:
         BadRequest: something cannot be read or holds no times of ranks.
@@ -46,7 +53,7 @@ def read_step_table(
         directory = Path(paths[0])
         records = _stored(directory)
         if records:
-            return step_table_of_records(records, name=printable(directory))
+            return step_table_of_records(records, name=printable(directory), choice=source)
         paths = sorted(item for item in directory.iterdir() if item.is_file())
     if not paths:
         raise BadRequest("traces diagnose: no files; give the step times of two or more ranks")
@@ -65,10 +72,26 @@ def read_step_table(
         )
     if traces:
         found_traces = import_traces(traces, ImportOptions(max_bytes=max_bytes))
-        return step_table_of_records(
-            [record for one in found_traces for record in one.records], name=name
+        table = step_table_of_records(
+            [record for one in found_traces for record in one.records], name=name, choice=source
         )
+        notes = [note for one in found_traces if (note := _last_to_come(one.summary.get("set")))]
+        return replace(table, notes=(*table.notes, *notes))
     return step_table(rows, name=name)
+
+
+def _last_to_come(found: dict[str, Any] | None) -> str:
+    """What matched collectives of a set of ranks say of who came last; empty where nothing."""
+    if found is None or found["slowest_rank"] is None or not found["collectives"]:
+        return ""
+    rank = found["slowest_rank"]
+    last = sum(call["last_rank"] == rank for call in found["collectives"])
+    return (
+        f"in the collectives of ranks {', '.join(map(str, found['ranks'][:8]))}"
+        f"{', ...' if len(found['ranks']) > 8 else ''} the others waited longest for rank {rank}: "
+        f"{format_seconds(found['held_up_s'][str(rank)])}, last in {last} of "
+        f"{len(found['collectives'])}; `meshwright traces show` lists them"
+    )
 
 
 def _stored(directory: Path) -> list[Record]:

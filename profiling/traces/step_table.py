@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,14 @@ __all__ = ["Cells", "StepTable", "step_table", "step_table_of_records"]
 Cells = NDArray[np.float64]
 
 _MAX_CELLS = 20_000_000
+_MAX_NAMED = 8
+_MAX_SOURCE = 120
+_SHA256 = re.compile(r"(?<=sha256:[0-9a-f]{8})[0-9a-f]+")
+_Job = tuple[str, str]
+"""Source and model of Records."""
+_Row = tuple[int, int, float | None, float | None, float | None]
+_ROUNDING = 1e-6
+"""By which a part may be longer than its step, as share of the step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +43,8 @@ class StepTable:
     """Seconds not spent in communication; None where only step times are known."""
     wait_s: Cells | None
     """Seconds in communication, waiting for others included."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and what else the files tell of slow ranks; one sentence each."""
 
     def __post_init__(self) -> None:
         shape = (len(self.ranks), len(self.iterations))
@@ -50,9 +62,7 @@ class StepTable:
         return len(self.iterations)
 
 
-def step_table(
-    rows: Iterable[tuple[int, int, float | None, float | None, float | None]], *, name: str
-) -> StepTable:
+def step_table(rows: Iterable[_Row], *, name: str) -> StepTable:
     """The table of rows ``(rank, iteration, step_s, wait_s, compute_s)``.
 
     Of the three times one may be missing (None) where the other two give it; a step without
@@ -93,6 +103,19 @@ def step_table(
         step_s=step_s,
         compute_s=None if np.isnan(compute_s).any() else compute_s,
         wait_s=None if np.isnan(wait_s).any() else wait_s,
+        notes=_left_out(seen, len(ranks)),
+    )
+
+
+def _left_out(seen: Mapping[int, int], num_ranks: int) -> tuple[str, ...]:
+    """Which iterations are no columns, for some rank lacks them."""
+    lacking = sorted(at for at, count in seen.items() if count < num_ranks)
+    if not lacking:
+        return ()
+    shown = ", ".join(map(str, lacking[:_MAX_NAMED]))
+    more = f" and {len(lacking) - _MAX_NAMED} more" if len(lacking) > _MAX_NAMED else ""
+    return (
+        f"left out, for not all ranks have them: iteration{'s'[: len(lacking) > 1]} {shown}{more}",
     )
 
 
@@ -106,6 +129,12 @@ def _completed(
         if wait_s is None or compute_s is None:
             raise BadRequest(f"{where}: needs step_s, or both wait_s and compute_s")
         step_s = wait_s + compute_s
+    for key, part_s in (("wait_s", wait_s), ("compute_s", compute_s)):
+        if part_s is not None and part_s > step_s * (1 + _ROUNDING):
+            raise BadRequest(
+                f"{where}: {key} is {part_s:g}, longer than its step of {step_s:g}; give step_s "
+                "with its waiting, all in the same unit"
+            )
     if compute_s is None and wait_s is not None:
         compute_s = max(step_s - wait_s, 0.0)
     elif wait_s is None and compute_s is not None:
@@ -118,28 +147,66 @@ def _completed(
     )
 
 
-def step_table_of_records(records: Sequence[Record], *, name: str) -> StepTable:
+def step_table_of_records(records: Iterable[Record], *, name: str, choice: str = "") -> StepTable:
     """The table of Records of kind ``step_time`` that say their rank and iteration.
 
     Waiting is communication that no compute ran beside; the rest of the step, its idle time too,
     is the rank's own doing. Where only compute is known, waiting is what it leaves of the step.
+    A Record that is there twice, from a file that was imported twice, counts once.
+
+    Args:
+        records: Of one job; of several where ``choice`` tells which.
+        name: Begins messages.
+        choice: Part of the source, or the model, of the Records that are meant.
 
     Raises:
-        BadRequest: no such Record, or as ``step_table``.
+        BadRequest: no such Record, Records of several jobs, or as ``step_table``.
     """
-    rows = [row for record in records if (row := _row_of(record.kind, record.median, record.extra))]
-    if not rows:
+    jobs: dict[_Job, dict[tuple[int, int, str, float], _Row]] = {}
+    for record in records:
+        row = _row_of(record.kind, record.median, record.extra)
+        if row is not None:
+            of_job = jobs.setdefault((record.source, record.name), {})
+            of_job[row[0], row[1], record.measured_utc, record.median] = row
+    if not jobs:
         raise BadRequest(
             f"{one_line(name)}: holds no step_time Record with a rank and an iteration; "
             "import the traces of all ranks first, or give a table of rank, iteration, step_s, "
             "wait_s"
         )
-    return step_table(rows, name=name)
+    chosen = {job: rows for job, rows in jobs.items() if choice in job[0] or choice == job[1]}
+    if not chosen:
+        raise BadRequest(
+            f"{one_line(name)}: no job of {one_line(choice)!r}; there are {_named(jobs)}"
+        )
+    if _are_several(chosen, is_choice=bool(choice)):
+        raise BadRequest(
+            f"{one_line(name)}: holds the steps of {len(chosen)} jobs; choose one with --source, "
+            f"which takes a part of its source or its model: {_named(chosen)}"
+        )
+    return step_table([row for rows in chosen.values() for row in rows.values()], name=name)
 
 
-def _row_of(
-    kind: str, step_s: float, extra: Mapping[str, object]
-) -> tuple[int, int, float | None, float | None, float | None] | None:
+def _are_several(jobs: Mapping[_Job, Mapping[Any, _Row]], *, is_choice: bool) -> bool:
+    """Whether they cannot be one job: its files have a rank each, or were chosen together."""
+    cells = [row[:2] for rows in jobs.values() for row in rows.values()]
+    if len(set(cells)) < len(cells):
+        return True
+    ranks = [rank for rows in jobs.values() for rank in {row[0] for row in rows.values()}]
+    models = {model for _, model in jobs}
+    return not is_choice and (len(models) > 1 or len(set(ranks)) < len(ranks))
+
+
+def _named(jobs: Iterable[_Job]) -> str:
+    named = [
+        f"{model} of {_SHA256.sub('', source)[:_MAX_SOURCE] or 'a run here'}"
+        for source, model in jobs
+    ]
+    more = f" and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
+    return one_line("; ".join(named[:_MAX_NAMED])) + more
+
+
+def _row_of(kind: str, step_s: float, extra: Mapping[str, object]) -> _Row | None:
     rank, iteration = extra.get("rank"), extra.get("iteration")
     if kind != "step_time" or not isinstance(rank, int) or not isinstance(iteration, int):
         return None

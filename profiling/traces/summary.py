@@ -228,6 +228,10 @@ def _set_lines(one: RankSet) -> list[str]:
         lines.append(f"  ... and {len(one.collectives) - _MAX_ROWS} more; see --json")
     if one.slowest_rank is not None and one.collectives:
         waited = format_seconds(one.held_up_s[one.slowest_rank])
-        lines.append(f"  the others waited longest for rank {one.slowest_rank}: {waited} in all")
+        last = sum(call.last_rank == one.slowest_rank for call in one.collectives)
+        lines.append(
+            f"  the others waited longest for rank {one.slowest_rank}: {waited} in all, last in "
+            f"{last} of {len(one.collectives)}"
+        )
     lines += [f"  not matched {text}" for text in one.unmatched[:_NUM_SHOWN]]
     return lines

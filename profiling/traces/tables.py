@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -84,9 +85,11 @@ def is_parquet(path: str | os.PathLike[str]) -> bool:
     """Whether the file begins as Parquet does.
 
     Raises:
-        BadRequest: it cannot be read.
+        BadRequest: it cannot be read, or is a directory, pipe or device.
     """
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise BadRequest(f"{printable(path)}: not a regular file; give a trace or table")
         with Path(path).open("rb") as file:
             return file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
     except (OSError, ValueError) as exc:

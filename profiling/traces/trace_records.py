@@ -11,6 +11,7 @@ from meshwright.profiling.traces.published import UNKNOWN, device_name
 from meshwright.profiling.traces.rank_analysis import RankAnalysis
 from meshwright.profiling.traces.rank_sets import RankSet
 from meshwright.records import Kind, Machine, Record, Software, make_record, timing_of
+from meshwright.records.kinds import COLLECTIVES
 from meshwright.records.record import Scalar
 from meshwright.strict_json import one_line
 
@@ -19,15 +20,6 @@ __all__ = ["records_of_ranks"]
 _VERB = "traces import"
 _MAX_SAMPLES = 100
 _MAX_NAME_CHARACTERS = 200
-_COLLECTIVES = (
-    "all_reduce",
-    "all_gather",
-    "reduce_scatter",
-    "all_to_all",
-    "broadcast",
-    "send_recv",
-)
-
 _Identity = tuple[str, str, tuple[tuple[str, Scalar], ...]]
 """Device, name and extra of a Record."""
 
@@ -108,7 +100,12 @@ class _Maker:
         whole = rank_set.collectives if rank_set is not None else ()
         complete = [one for one in whole if one.group_size == len(one.ranks)]
         for one in complete:
-            if one.num_bytes and one.sizes_agree is not False and one.name in _COLLECTIVES:
+            if (
+                one.num_bytes
+                and len(one.ranks) > 1
+                and one.sizes_agree is not False
+                and one.name in COLLECTIVES
+            ):
                 extra = _collective_extra(one.num_bytes, one.group_size, one.dtype, backend)
                 times[device, one.name, extra].append(one.transfer_s)
         for identity, seconds in times.items():
@@ -123,7 +120,7 @@ class _Maker:
             alone: dict[_Identity, list[float]] = defaultdict(list)
             device = _main_device(rank)
             for call in rank.calls:
-                if call.num_bytes and call.group_size and call.name in _COLLECTIVES:
+                if call.num_bytes and (call.group_size or 0) > 1 and call.name in COLLECTIVES:
                     extra = _collective_extra(call.num_bytes, call.group_size, call.dtype, backend)
                     extra += (("rank", rank.rank),) if rank.rank is not None else ()
                     alone[device, call.name, extra].append(call.time_s)

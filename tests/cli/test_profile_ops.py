@@ -39,12 +39,23 @@ def test_operators_no_family_covers_are_named(meshwright: Run, tmp_path: Path) -
     assert "aten." in answer.out
 
 
+def test_the_budget_is_said_to_have_ended_it(meshwright: Run, tmp_path: Path) -> None:
+    answer = meshwright(
+        "profile", "ops", "--store", tmp_path / "records", "--op", "linear", "--shapes", "8",
+        "--device", "cpu", "--dtype", "fp32", "--budget", "50ms", "--json",
+    )  # fmt: skip
+
+    assert 0 < answer.document["left"]
+    assert "budget" == answer.document["stopped_by"]
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
         (("--dtype", "fp7"), "--dtype: no dtype 'fp7'; use fp32"),
         (("--dtype", "tf32", "--device", "cpu"), "--dtype: tf32: the CPU has no TF32"),
         (("--op", "gemm"), "--op: no operator 'gemm'; use linear"),
+        (("--tp", "2", "--op", "linear"), "--tp: cuts a model; give --model too"),
         (("--tp", "two"), "--tp: 'two' is no list of numbers"),
         (("--batch", "0"), "--batch: 0 is too small"),
         (("--seed", "-1"), "--seed: -1 is too small"),

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ ROOT = Path(__file__).parents[2]
         ),
         (("machine", "-o", "machine.json"), "-o: 'machine.json' must end in .toml"),
         (("model", "tiny-mlp", "--device", "abacus"), "this machine has no device 'abacus'"),
-        (("model", "tiny-mlp", "--batch", "0"), "--global-batch: "),
+        (("model", "tiny-mlp", "--batch", "0"), "--batch: 0 samples"),
         (("model", "tiny-mlp", "--cpu-time", "--threads", "2"), "--cpu-time: is right for one"),
         (("model", "no-such-model"), "no built-in model 'no-such-model'"),
     ],
@@ -51,6 +52,39 @@ def test_bad_options_are_one_line(meshwright: Run, words: tuple[str, ...], said:
     assert 1 == len(answer.lines_of_error)
     assert said in answer.lines_of_error[0]
     assert "" == answer.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("model", "tiny-mlp"),
+        ("collectives", "--ranks", "2"),
+        ("machine", "--ranks", "2"),
+        ("ops", "--device", "cpu"),
+        ("campaign", "--device", "cpu"),
+    ],
+)
+def test_a_store_that_cannot_be_written_is_told_before_measuring(
+    meshwright: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """With every way to measure broken, the one line is still about the store."""
+    for place in (
+        "meshwright.cli.profile_ranks.run_on_local_ranks",
+        "meshwright.profiling.models.measure_model",
+        "meshwright.profiling.operators.run_sweep",
+        "meshwright.profiling.campaign.run_campaign",
+    ):
+        monkeypatch.setattr(place, None)
+    taken = tmp_path / "taken"
+    taken.write_text("not a folder", encoding="utf-8")
+    answer = meshwright(
+        "profile", *words, "-o" if words[0] == "campaign" else "--store", taken, "--json"
+    )
+
+    assert 1 == answer.status
+    assert 1 == len(answer.lines_of_error)
+    assert f"{taken}: cannot add records" in answer.lines_of_error[0]
+    assert "not a folder" == taken.read_text(encoding="utf-8")
 
 
 def test_sizes_are_binary() -> None:
@@ -110,6 +144,8 @@ def test_an_interruption_keeps_what_was_measured(tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts what runs in the background deaf to Ctrl-C, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     heard = ""

@@ -47,7 +47,7 @@ def test_help_of_every_verb_shows_an_example_and_json(meshwright: Run) -> None:
 @pytest.mark.usefixtures("store")
 def test_list(meshwright: Run) -> None:
     answer = meshwright("records", "list", "kept")
-    document = meshwright("records", "list", "kept", "--dtype", "float32", "--json").document
+    document = meshwright("records", "list", "kept", "--dtype", "fp32", "--json").document
 
     assert 0 == answer.status
     assert "3 records of 1 machines" in answer.out

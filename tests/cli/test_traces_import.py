@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -136,7 +137,7 @@ def test_names_in_a_trace_cannot_harm_the_terminal(
 
     statuses = [
         main(["traces", "import", str(path), "--store", str(store)]),
-        main(["traces", "import", str(path), "--json"]),
+        main(["traces", "show", str(path), "--json"]),
     ]
 
     said = capsys.readouterr().out
@@ -156,11 +157,85 @@ def test_a_limit_of_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "holds more than 1000 B; raise --max-bytes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["[]", '{"traceEvents": []}'])
+def test_a_trace_without_any_event_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    path = tmp_path / "trace.json"
+    path.write_text(text)
+
+    assert 1 == main(["traces", "show", str(path)])
+    assert "trace.json: holds no event" in capsys.readouterr().err
+
+
+def test_importing_without_a_store_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert 1 == main(["traces", "import", str(_maker().write(tmp_path / "trace.json"))])
+    assert "give --store DIR" in capsys.readouterr().err
+
+
+def test_a_file_that_is_imported_again_adds_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its content, under another name too; another file is added."""
+    store, text = tmp_path / "store", _maker().text()
+    first, again, other = (tmp_path / f"{name}.json" for name in ("first", "again", "other"))
+    for path in (first, again, other):
+        path.write_bytes(text)
+    _maker().note("ProfilerStep#2", 1.7e15 + 200, 100).write(other)
+
+    statuses = [
+        main(["traces", "import", *map(str, paths), "--store", str(store)])
+        for paths in ([first], [again], [again, other])
+    ]
+
+    said = capsys.readouterr().out
+    records, _ = RecordStore(store).read()
+    assert [0, 0, 0] == statuses
+    assert ["first.json"] * 3 + ["other.json"] * 4 == [one.source.split()[0] for one in records]
+    assert 2 == said.count("3 records left out")
+    assert "0 records added" in said
+
+
+def test_texts_beside_traces_in_an_archive_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "traces.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, data in (("README.txt", b"Two steps.\n"), ("rank0.json", _maker().text())):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+    assert 0 == main(["traces", "show", str(path)])
+
+    said = capsys.readouterr().out
+    assert "left out of the archive: traces.tar:README.txt (no trace)" in said
+    assert "2 iterations (ProfilerStep marks)" in said
+
+
+def test_negative_lengths_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    maker = _maker().op("never ended", 1.7e15 + 60, -1)
+
+    assert 0 == main(["traces", "show", str(maker.write(tmp_path / "trace.json"))])
+    assert "the length of 1 events, which is negative and counts as 0" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("verb", ["show", "diagnose"])
+def test_a_pipe_is_refused_and_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    assert 1 == main(["traces", verb, str(tmp_path / "pipe")])
+    assert "pipe: not a regular file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "[]",
-        '{"traceEvents": []}',
         '[{"ph": "X", "cat": "kernel", "name": "a", "ts": 5, "dur": 0}]',
         '[{"ph": "X", "cat": "user_annotation", "name": "ProfilerStep#1", "ts": 5, "dur": 0}]',
     ],

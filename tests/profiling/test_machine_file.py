@@ -56,8 +56,8 @@ COLLECTIVES = [
 ]
 FIGURES = [
     *COLLECTIVES,
-    machine_figure("matmul_peak", 4e10, dtype="float32"),
-    machine_figure("matmul_peak", 2e10, dtype="float64"),
+    machine_figure("matmul_peak", 4e10, dtype="fp32"),
+    machine_figure("matmul_peak", 2e10, dtype="fp64"),
     machine_figure("memory_bandwidth", 9e9, operator="copy"),
     machine_figure("memory_bandwidth", 8e9, operator="triad"),
     machine_figure("launch_latency", 3e-6, operator="add"),
@@ -102,6 +102,31 @@ def test_the_file_reads_back_and_names_its_source(tmp_path: Path) -> None:
     assert found == read
     assert read.hosts[0].device.source.startswith(says)
     assert read.hosts[0].link.source.startswith(says)
+
+
+def test_a_bad_fit_is_warned_of_in_the_file() -> None:
+    """Half of the collectives took four times as long as the formulas say, by no rule."""
+    uneven = [
+        collective(
+            figure.name,
+            int(figure.extra["bytes"] or 0),
+            int(figure.extra["group_size"] or 0),
+            factor=1.0 if index % 2 else 4.0,
+        )
+        for index, figure in enumerate(COLLECTIVES)
+    ]
+    rest = FIGURES[len(COLLECTIVES) :]
+    good, bad = (
+        cluster_of([*links, *rest], cpu_cluster(4), date="2026-01-02").hosts[0].link.source
+        for links in (COLLECTIVES, uneven)
+    )
+    percent = f"{100 * fit_link(uneven).mean_error_fraction:.0f} %"
+
+    assert "WARNING" not in good
+    assert (
+        f"WARNING: latency and bandwidth explain these collectives with a mean error of {percent}"
+        in bad
+    )
 
 
 def test_a_plan_is_made_for_the_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from meshwright.capture import capture, execute
 from meshwright.capture.references import resolve_model
 from meshwright.errors import BadModel, DoesNotFit
 from meshwright.plans.plan import JobSpec, OptimizerName, OptimizerSpec, Precision
+from meshwright.profiling import models
 from meshwright.profiling.figures import Figure, Note, to_record
 from meshwright.profiling.models import measure_model
 from meshwright.profiling.segments import SHARED, PieceTiming, pieces_of, time_pieces
@@ -80,7 +82,7 @@ def test_a_model_gives_segments_a_step_and_memory(
 
     total_s = sum(float(item.median) * int(item.extra["multiplicity"] or 0) for item in segments)
     assert pytest.approx(total_s) == summary.segments_s
-    assert {"forward", "backward"} == {record.extra["direction"] for record in segments}
+    assert {"fwd", "bwd"} == {record.extra["direction"] for record in segments}
     assert str(precision) == step.extra["precision"]
     assert summary.step_s == step.median
     assert {"parameter", "gradient", "optimizer", "peak"} == causes
@@ -122,3 +124,36 @@ def test_a_model_nobody_knows_is_refused() -> None:
             budget_s=1,
             emit=lambda message: None,
         )
+
+
+def test_ctrl_c_in_the_step_keeps_memory_and_the_repeats_so_far(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two steps before the Timer, its first and one to warm up; the 21st is interrupted."""
+    calls = 0
+    run_step = models._Step.__call__
+
+    def step(self: models._Step) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 20:
+            raise KeyboardInterrupt
+        run_step(self)
+
+    patient = partial(
+        Effort, min_repeats=100, min_repeat_s=1e-9, warmup_calls=1, warmup_s=0, max_calls=1
+    )
+    monkeypatch.setattr(models._Step, "__call__", step)
+    monkeypatch.setattr(models, "Effort", patient)
+    figures: list[Figure] = []
+
+    def emit(message: Figure | Note) -> None:
+        if isinstance(message, Figure):
+            figures.append(message)
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_model(GPT, JobSpec(global_batch=2), device="cpu", budget_s=60.0, emit=emit)
+
+    assert [Kind.MEMORY] * 4 + [Kind.STEP_TIME] == [figure.kind for figure in figures]
+    assert 16 == len(figures[-1].values)
+    assert "interrupted" in figures[-1].method

@@ -56,9 +56,13 @@ KNOWN = [
     ("dropout", ROWS, BWD, 2, 120, 30 * (2 * 2 + 1)),
     ("softmax", ROWS, FWD, 4, 150, 2 * 30 * 4),
     ("softmax", ROWS, BWD, 4, 300, 3 * 30 * 4),
-    ("layer_norm", {"m": 144, "n": 260}, FWD, 4, 299520, 299520),
-    ("layer_norm", ROWS, BWD, 4, 480, 3 * 30 * 4),
-    ("rms_norm", {"m": 1, "n": 4096}, FWD, 2, 24576, 16384),
+    # rows read and written, weight and bias of 260 read once
+    ("layer_norm", {"m": 144, "n": 260}, FWD, 4, 299520, 299520 + 2 * 260 * 4),
+    ("layer_norm", {"m": 80, "n": 192}, FWD, 2, 122880, 61440 + 2 * 192 * 2),
+    # backward reads the weight and writes the gradients of weight and bias
+    ("layer_norm", ROWS, BWD, 4, 480, (3 * 30 + 3 * 10) * 4),
+    ("rms_norm", {"m": 1, "n": 4096}, FWD, 2, 24576, 16384 + 4096 * 2),
+    ("rms_norm", ROWS, BWD, 2, 360, (3 * 30 + 2 * 10) * 2),
     ("sum", ROWS | {"variant": "over_rows"}, FWD, 4, 30, (30 + 10) * 4),
     ("sum", ROWS | {"variant": "over_columns"}, FWD, 4, 30, (30 + 3) * 4),
     # 3 indices of 8 bytes; backward writes the table of 50 rows
@@ -81,8 +85,15 @@ KNOWN = [
         2 * (2 * 8 * 4) * (4 * 16),
         (2 * 4 * 64 + 8 * 4 * 16 + 64) * 4,
     ),
-    ("batch_norm", {"b": 2, "channels_in": 3, "height": 4, "width": 5}, FWD, 4, 960, 2 * 120 * 4),
-    ("batch_norm", {"b": 2, "channels_in": 3, "height": 4, "width": 5}, BWD, 4, 1920, 3 * 120 * 4),
+    ("batch_norm", {"b": 2, "channels_in": 3, "height": 4, "width": 5}, FWD, 4, 960, (240 + 6) * 4),
+    (
+        "batch_norm",
+        {"b": 2, "channels_in": 3, "height": 4, "width": 5},
+        BWD,
+        4,
+        1920,
+        (360 + 9) * 4,
+    ),
 ]
 
 POOL = {"b": 2, "channels_in": 3, "height": 8, "width": 8}

@@ -62,6 +62,23 @@ def test_what_was_asked_for_is_in_it() -> None:
     assert any(record.kind == Kind.STEP_TIME for record in packaged_records())
 
 
+def test_the_card_counts_what_was_cut_by_tensor_parallelism() -> None:
+    cut = [int(record.extra["tp"]) for record in packaged_records() if record.extra.get("tp")]
+    words = ", ".join(f"{count} of {tp}" for tp, count in sorted(Counter(cut).items()))
+
+    assert {1, 2, 4} <= set(cut)
+    assert f"by tensor-parallel degree: {words}\n" in CARD_PATH.read_text(encoding="utf-8")
+
+
+def test_steps_of_real_models_are_in_it_and_repeated() -> None:
+    steps = [record for record in packaged_records() if record.kind == Kind.STEP_TIME]
+    large = [record for record in steps if int(record.extra["num_params"] or 0) > 2e7]
+
+    assert {"gpt2", "bert-base", "vit-b16", "resnet-50"} <= {record.name for record in large}
+    assert {"fp32", "bf16"} == {record.extra["precision"] for record in steps}
+    assert all(record.num_repeats >= 3 for record in steps)
+
+
 def test_data_that_is_not_there_says_how_to_measure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

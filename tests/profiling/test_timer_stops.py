@@ -119,6 +119,34 @@ def test_most_repeats_end_it() -> None:
     assert measured.relative_half_width_fraction > 0.02
 
 
+def test_the_fewest_repeats_are_made_whatever_the_budget() -> None:
+    turned = Turned()
+    measured = turned.timer(Effort(budget_s=0.01, fewest_repeats=3, **NO_WARMUP)).measure(
+        turned.step(itertools.repeat(1.0))
+    )
+
+    assert StopReason.BUDGET == measured.stopped_by
+    assert 3 == measured.timing.num_repeats
+
+
+def test_an_interruption_leaves_what_was_repeated() -> None:
+    """A first call, one to warm up, four repeats, then Ctrl-C in the fifth."""
+
+    def durations() -> Iterator[float]:
+        yield from [0.1] * 6
+        raise KeyboardInterrupt
+
+    turned = Turned()
+    timer = turned.timer(Effort(budget_s=10.0, **NO_WARMUP))
+    with pytest.raises(KeyboardInterrupt):
+        timer.measure(turned.step(durations()))
+
+    assert timer.unfinished is not None
+    assert StopReason.INTERRUPTED == timer.unfinished.stopped_by
+    assert [pytest.approx(0.1)] * 4 == list(timer.unfinished.timing.times_s)
+    assert timer.unfinished.method.endswith(", interrupted")
+
+
 def test_budget_is_not_exceeded() -> None:
     """Calls of 0.1 s in 1 s: one to warm up and nine more; a further one would not fit."""
     turned = Turned()

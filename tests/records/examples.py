@@ -29,6 +29,6 @@ def record(**changes: Any) -> records.Record:
         "p90": 3.0,
         "unit": "s",
         "measured_utc": "2026-01-01T00:00:00+00:00",
-        "extra": {"direction": "forward", "dtype": "float32", "m": 4, "causal": True, "flops": 1.5},
+        "extra": {"direction": "fwd", "dtype": "fp32", "m": 4, "causal": True, "flops": 1.5},
     }
     return records.Record(**fields | changes)

@@ -112,7 +112,12 @@ def test_damage_is_counted_verified_and_replaced(store: RecordStore) -> None:
     assert tuple(problems) == store.compact().problems
     assert 0 == store.prune(keep_newest=1).num_removed
     assert (found, problems) == numbers(store)
-    assert len(found) == store.prune(damaged=True).num_kept
+    pruned = store.prune(damaged=True)
+    aside = [store.path / name for name in pruned.set_aside]
+
+    assert len(found) == pruned.num_kept
+    assert aside
+    assert all(path.read_bytes() for path in aside)
     assert (found, []) == numbers(store)
 
 

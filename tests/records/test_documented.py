@@ -9,7 +9,7 @@ from pathlib import Path
 
 from meshwright.records import KINDS, RECORD_SCHEMA_VERSION
 from meshwright.records.export import TABLE_COLUMNS
-from meshwright.records.kinds import RESULT_KEYS
+from meshwright.records.kinds import COLLECTIVES, DIRECTIONS, DTYPES, RESULT_KEYS
 from meshwright.records.layout import COLUMNS, ROWS_PER_GROUP, VERSION_KEY
 from tests.house.tree import ROOT
 
@@ -40,6 +40,9 @@ def test_the_document_has_every_kind_key_and_column() -> None:
     assert words(COLUMNS) in " ".join(text.split())
     assert words(TABLE_COLUMNS) in " ".join(text.split())
     assert words(sorted(RESULT_KEYS)) in " ".join(text.split())
+    assert all(
+        words(known) in " ".join(text.split()) for known in (DIRECTIONS, DTYPES, COLLECTIVES)
+    )
     assert f"`{VERSION_KEY.decode()}` = {RECORD_SCHEMA_VERSION}" in text
     assert f"groups of {ROWS_PER_GROUP:,}" in text
 

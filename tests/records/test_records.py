@@ -59,11 +59,24 @@ def test_percentiles_are_interpolated() -> None:
     [
         ({"kind": "operators"}, "kind is 'operators'; known: operator, collective"),
         ({"unit": "ms"}, "unit is 'ms'; operator is measured in s"),
-        ({"extra": {"direction": "forward"}}, "extra lacks 'dtype', which every operator needs"),
-        ({"extra": {"direction": "forward", "dtype": None}}, "extra lacks 'dtype'"),
+        ({"extra": {"direction": "fwd"}}, "extra lacks 'dtype', which every operator needs"),
+        ({"extra": {"direction": "fwd", "dtype": None}}, "extra lacks 'dtype'"),
         (
-            {"extra": {"direction": "forward", "dtype": "fp32", "width_m": 1}},
+            {"extra": {"direction": "fwd", "dtype": "fp32", "width_m": 1}},
             "extra holds 'width_m', which is no key of operator",
+        ),
+        (
+            {"extra": {"direction": "sideways", "dtype": "fp32"}},
+            "holds direction 'sideways'; known: fwd, bwd",
+        ),
+        ({"extra": {"direction": "fwd", "dtype": "fp99"}}, "holds dtype 'fp99'; known: fp64"),
+        (
+            {"kind": "collective", "name": "teleport", "extra": {"bytes": 1, "group_size": 2}},
+            "name is 'teleport'; known: all_reduce",
+        ),
+        (
+            {"kind": "collective", "name": "all_reduce", "extra": {"bytes": 1, "group_size": 1}},
+            "holds group_size 1; all_reduce needs 2 or more ranks",
         ),
         ({"num_repeats": 0}, "num_repeats is 0"),
         ({"samples": (1.0, 2.0)}, "samples holds 2 of 3 repeats"),
@@ -101,12 +114,12 @@ def test_a_record_of_a_timing_is_one_call() -> None:
         device="cpu",
         verb="profile ops",
         method="perf_counter",
-        extra={"direction": "forward", "dtype": "float32", "model": None},
+        extra={"direction": "fwd", "dtype": "fp32", "model": None},
     )
 
     assert ("operator", 2.0, 3, "s") == (made.kind, made.median, made.num_repeats, made.unit)
     assert (3.0, 1.0, 2.0) == made.samples
-    assert {"direction": "forward", "dtype": "float32"} == made.extra
+    assert {"direction": "fwd", "dtype": "fp32"} == made.extra
     assert f"meshwright {__version__} profile ops" == made.writer
     assert records.describe_machine() == made.machine
     assert made.measured_utc.endswith("+00:00")

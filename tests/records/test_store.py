@@ -84,7 +84,7 @@ def test_queries(tmp_path: Path) -> None:
         (["a"], {"name": "a"}),
         (["b"], {"device": "h100"}),
         (["b"], {"machine": "nvidia h1"}),
-        (["a", "b"], {"dtype": "float32"}),
+        (["a", "b"], {"dtype": "fp32"}),
         (["linear"], {"dtype": "bf16"}),
         (["a", "b"], {"kind": Kind.OPERATOR}),
         ([], {"kind": Kind.OPERATOR, "name": "linear"}),
@@ -286,11 +286,14 @@ def any_record(draw: st.DrawFn) -> Record:
     extra = {key: draw(SCALAR.filter(lambda value: value is not None)) for key in keys.required}
     if keys.optional:
         extra |= draw(st.dictionaries(st.sampled_from(keys.optional), SCALAR, max_size=4))
+    extra |= {key: draw(st.sampled_from(keys.values[key])) for key in extra if key in keys.values}
+    if kind == Kind.COLLECTIVE:
+        extra["group_size"] = draw(st.integers(2, 2**40))
     p10, median, p90 = sorted(draw(st.tuples(FLOAT, FLOAT, FLOAT)))
     samples = draw(st.lists(FLOAT, max_size=4))
     return Record(
         kind=str(kind),
-        name=draw(TEXT),
+        name=draw(st.sampled_from(keys.names) if keys.names else TEXT),
         device=draw(TEXT),
         writer=draw(TEXT),
         source=draw(TEXT),
@@ -338,3 +341,14 @@ def exactly(item: Record) -> list[tuple[str, str]]:
 def test_a_query_that_wants_everything_is_open() -> None:
     assert Query().is_open
     assert not Query(name="a").is_open
+
+
+def test_a_store_proves_that_it_can_be_written(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path / "new" / "store")
+    store.check_writable()
+    assert ["store.lock"] == os.listdir(store.path)
+    assert ([], []) == store.read()
+
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
+    with pytest.raises(BadRequest, match="file: cannot add records: File exists"):
+        RecordStore(tmp_path / "file").check_writable()

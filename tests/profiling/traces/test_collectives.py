@@ -15,6 +15,7 @@ from meshwright.profiling.traces.importing import import_traces
 from meshwright.profiling.traces.rank_analysis import analyze
 from meshwright.profiling.traces.rank_sets import RankCalls, match_ranks
 from meshwright.profiling.traces.sources import open_members
+from meshwright.profiling.traces.step_files import read_step_table
 from tests.profiling.traces.made_traces import TraceMaker
 
 KERNEL = "ncclDevKernel_AllReduce_Sum_f32_RING_LL"
@@ -41,7 +42,7 @@ def test_the_kernel_s_own_arguments_come_first(tmp_path: Path) -> None:
 
     (call,) = _calls(maker, tmp_path)
 
-    assert ("all_gather", 8000, "bfloat16", 4, "tp") == _said(call)
+    assert ("all_gather", 8000, "bf16", 4, "tp") == _said(call)
     assert (17, None, pytest.approx(5e-6)) == (call.sequence, call.iteration, call.time_s)
 
 
@@ -59,7 +60,7 @@ def test_parameters_the_host_recorded_around_the_launch(tmp_path: Path) -> None:
 
     (call,) = _calls(maker, tmp_path)
 
-    assert ("reduce_scatter", 3200, "float32", 8, "0") == _said(call)
+    assert ("reduce_scatter", 3200, "fp32", 8, "0") == _said(call)
     assert (3, 30_000) == (call.iteration, call.launch_ns)
 
 
@@ -79,7 +80,7 @@ def test_shapes_of_annotations_and_operators_tell_sizes(tmp_path: Path) -> None:
     found = [_said(call) for call in _calls(maker, tmp_path)]
 
     assert [
-        ("all_reduce", 210, "float16", None, None),
+        ("all_reduce", 210, "fp16", None, None),
         ("all_gather", 64, "int8", None, None),
     ] == found
 
@@ -115,7 +116,7 @@ def test_names(word: str, name: str | None) -> None:
 
 def _call(start: int, end: int, **changes: Any) -> CollectiveCall:
     fields: dict[str, Any] = {
-        "name": "all_reduce", "num_bytes": 400, "dtype": "float32", "group_size": None,
+        "name": "all_reduce", "num_bytes": 400, "dtype": "fp32", "group_size": None,
         "group": None, "sequence": None, "iteration": 0, "start_ns": start, "end_ns": end,
         "launch_ns": start,
     }  # fmt: skip
@@ -172,7 +173,7 @@ def test_unequal_parts_of_an_all_to_all_are_no_disagreement() -> None:
         ((_call(0, 9), _call(10, 19)), "rank 0 has 1 collectives, rank 1 2"),
         (
             (_call(0, 9, name="broadcast"),),
-            "collective 0 is all_reduce of float32 on rank 0, broad",
+            "collective 0 is all_reduce of fp32 on rank 0, broad",
         ),
         ((_call(0, 9, dtype=None),), "all_reduce of unknown type on rank 1"),
         ((), "only rank 0 of 2 has it"),
@@ -242,13 +243,13 @@ def test_ranks_of_a_job_are_one_import(tmp_path: Path) -> None:
     assert {
         "bytes": 4000,
         "group_size": 3,
-        "dtype": "float32",
+        "dtype": "fp32",
         "backend": "nccl",
     } == collective.extra
     assert 30e-6 == pytest.approx(collective.median)  # of rank 1, which waits for nobody
     (linear,) = by_kind["operator"]
     assert ("linear", 9) == (linear.name, linear.num_repeats)
-    assert {"direction": "forward", "dtype": "float32", "m": 8, "n": 64, "k": 32} == linear.extra
+    assert {"direction": "fwd", "dtype": "fp32", "m": 8, "n": 64, "k": 32} == linear.extra
     steps = {(r.extra["rank"], r.extra["iteration"]): r.extra for r in by_kind["step_time"]}
     assert [50e-6, 30e-6, 0.0, 20e-6] == pytest.approx(
         [steps[1, 2][key] for key in ("compute_s", "communication_s", "overlap_s", "idle_s")]
@@ -277,3 +278,11 @@ def test_jobs_of_other_times_or_sizes_are_kept_apart(tmp_path: Path) -> None:
     found = import_traces([*paths, tmp_path / "later.json"])
 
     assert [2, 1] == [len(one.names) for one in found]
+
+
+def test_a_diagnosis_of_traces_says_whom_the_others_waited_for(tmp_path: Path) -> None:
+    table = read_step_table(_job(tmp_path, delay=30.0))
+
+    (note,) = table.notes
+    assert "the others waited longest for rank 1: " in note
+    assert "last in 3 of 3; `meshwright traces show` lists them" in note

@@ -43,6 +43,24 @@ def test_the_slow_rank_in_words_in_json_and_on_a_page(
     assert f"rank {rank} is slow" in page.read_text(encoding="utf-8")
 
 
+def test_one_iteration_is_no_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Though one rank is twice as slow as the others."""
+    path = tmp_path / "steps.csv"
+    path.write_text("rank,iteration,step_s,wait_s\n0,0,2,1\n1,0,2,1\n2,0,2,0\n", encoding="ascii")
+
+    assert 0 == main(["traces", "diagnose", str(path)])
+    said = capsys.readouterr().out
+    assert 0 == main(["traces", "diagnose", str(path), "--json"])
+    document = json.loads(capsys.readouterr().out)
+
+    assert "no verdict: one iteration cannot tell" in said
+    assert "rank 2 is slow" not in said
+    assert "no rank stands out" not in said
+    assert ([], False, False) == tuple(
+        document[key] for key in ("slow_ranks", "healthy", "is_conclusive")
+    )
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"\x00\xff\xfe", b"PAR1", b"PAR1" * 9, b"{", b"[]", b"rank,iteration\n", b"\x1f\x8b\x08"],

@@ -100,7 +100,7 @@ def test_both_forms_of_nodes_are_read(tmp_path: Path, new: bool) -> None:
     )  # fmt: skip
     communication = by_name["record_param_comms"].communication
     assert communication is not None
-    assert ("all_reduce", 256, "float32") == (
+    assert ("all_reduce", 256, "fp32") == (
         communication.name, communication.input_bytes, communication.dtype,
     )  # fmt: skip
     assert [5, 1] == [
@@ -213,7 +213,7 @@ def test_chakra_protobuf(tmp_path: Path) -> None:
     assert ((5,), (5, 300), False) == (reduction.controls, reduction.data, reduction.on_host)
     assert [300e-6, 90e-6] == pytest.approx([matmul.duration_s, reduction.duration_s])
     assert reduction.communication is not None
-    assert ("all_reduce", 4096, "float32") == (
+    assert ("all_reduce", 4096, "fp32") == (
         reduction.communication.name,
         reduction.communication.input_bytes,
         reduction.communication.dtype,

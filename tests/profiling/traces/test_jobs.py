@@ -10,7 +10,7 @@ import pytest
 from meshwright.errors import BadRequest
 from meshwright.profiling.traces.importing import import_traces
 from meshwright.profiling.traces.jobs import JobMixture
-from meshwright.records import Record
+from meshwright.records import Record, RecordStore
 
 _OURS = """\
 job_id,source,cluster,submit_s,duration_s,gpus,gpu_type,model,model_synthetic,total_steps,is_derived_duration
@@ -38,7 +38,7 @@ def _records(folder: Path, text: str) -> tuple[Record, ...]:
 
 
 def test_our_columns(tmp_path: Path) -> None:
-    first, _, third = _records(tmp_path, _OURS)
+    first, _, third, untimed = _records(tmp_path, _OURS)
 
     assert ("LM", "unknown", 100.0) == (first.name, first.device, first.median)
     assert {
@@ -46,6 +46,9 @@ def test_our_columns(tmp_path: Path) -> None:
         "total_steps": 50.0, "duration_is_derived": True,
     } == first.extra  # fmt: skip
     assert ("bert", "v100-sxm2-32gb", 8) == (third.name, third.device, third.extra["gpus"])
+    assert ("gpus", 4.0, 4, 5.0) == (
+        untimed.unit, untimed.median, untimed.extra["gpus"], untimed.extra["submit_s"],
+    )  # fmt: skip
 
 
 def test_columns_of_helios_and_alibaba(tmp_path: Path) -> None:
@@ -60,11 +63,15 @@ def test_columns_of_helios_and_alibaba(tmp_path: Path) -> None:
 
 
 def test_what_mixture_it_is(tmp_path: Path) -> None:
-    """Two of three jobs run on one GPU, with 200 of 8,200 GPU seconds."""
+    """Two of four jobs run on one GPU, with 200 of the 8,200 GPU seconds that are known."""
     found = JobMixture.from_records(_records(tmp_path, _OURS)).summary()
 
-    assert 3 == found["num_jobs"]
-    assert 2 / 3 == pytest.approx(found["by_num_gpus"]["1"]["jobs_fraction"])
+    assert (4, 3) == (found["num_jobs"], found["num_jobs_of_known_duration"])
+    assert {
+        "num_jobs": 1, "num_jobs_of_known_duration": 0, "jobs_fraction": 0.25,
+        "gpu_time_fraction": None, "median_duration_s": None,
+    } == found["by_num_gpus"]["4"]  # fmt: skip
+    assert 1 / 2 == pytest.approx(found["by_num_gpus"]["1"]["jobs_fraction"])
     assert 200 / 8200 == pytest.approx(found["by_num_gpus"]["1"]["gpu_time_fraction"])
     assert 100.0 == found["duration_quantiles_s"]["p50"]
     assert 15.0 == found["gap_quantiles_s"]["p50"]
@@ -79,8 +86,10 @@ def test_sampled_mixtures_are_like_it_and_repeat(tmp_path: Path) -> None:
     assert 0.0 == jobs[0].arrival_s
     assert sorted(job.arrival_s for job in jobs) == [job.arrival_s for job in jobs]
     assert 15.0 == pytest.approx(jobs[-1].arrival_s / 3000, rel=0.05)
-    assert 2 / 3 == pytest.approx(sum(job.num_gpus == 1 for job in jobs) / 3000, abs=0.03)
-    assert {(1, 100.0), (8, 1000.0)} == {(job.num_gpus, job.duration_s) for job in jobs}
+    assert 1 / 2 == pytest.approx(sum(job.num_gpus == 1 for job in jobs) / 3000, abs=0.03)
+    assert {(1, 100.0), (4, 1000.0), (8, 1000.0)} == {
+        (job.num_gpus, job.duration_s) for job in jobs
+    }
 
 
 def test_by_gpu_time_large_jobs_count_more_and_sizes_can_be_bounded(tmp_path: Path) -> None:
@@ -89,10 +98,40 @@ def test_by_gpu_time_large_jobs_count_more_and_sizes_can_be_bounded(tmp_path: Pa
 
     weighted = mixture.sample(rng, 2000, by_gpu_time=True)
 
-    assert 8000 / 8200 == pytest.approx(sum(job.num_gpus == 8 for job in weighted) / 2000, abs=0.02)
-    assert {1} == {job.num_gpus for job in mixture.sample(rng, 50, max_gpus=4)}
+    assert 8000 / 12200 == pytest.approx(
+        sum(job.num_gpus == 8 for job in weighted) / 2000, abs=0.03
+    )
+    assert {1} == {job.num_gpus for job in mixture.sample(rng, 50, max_gpus=3)}
     with pytest.raises(BadRequest, match="no job runs on 0 GPUs; the least is 1"):
         mixture.sample(rng, 1, max_gpus=0)
+
+
+def test_jobs_whose_time_nobody_knows_are_kept_and_named(tmp_path: Path) -> None:
+    """Above 8 GPUs none has a duration in many traces; without them no large job would be."""
+    text = "job_id,duration,gpus,submit_time,cluster\n"
+    text += "".join(f"s{at},60,1,{100 * at},c\n" for at in range(9)) + "big,,64,50,c\nx,-5,2,70,c\n"
+    path = tmp_path / "jobs.csv"
+    path.write_text(text, encoding="utf-8")
+
+    (found,) = import_traces([path])
+    RecordStore(tmp_path / "store").append(found.records)
+    mixture = JobMixture.from_records(RecordStore(tmp_path / "store").read()[0])
+    jobs = mixture.sample(np.random.default_rng(1), 500)
+
+    assert {1, 2, 64} == {job.num_gpus for job in jobs}
+    assert {60.0} == {job.duration_s for job in jobs}
+    assert {"durations below 0 (their jobs are kept without one)": 1} == found.summary["left_out"]
+    assert any(
+        "known of 9 of 11" in line and "The others had 2 to 64 GPUs" in line for line in found.lines
+    )
+
+
+def test_no_durations_at_all_cannot_be_sampled(tmp_path: Path) -> None:
+    mixture = JobMixture.from_records(_records(tmp_path, "job_id,gpus\na,4\nb,8\n"))
+
+    assert {"4", "8"} == set(mixture.summary()["by_num_gpus"])
+    with pytest.raises(BadRequest, match="of no job is known how long it ran"):
+        mixture.sample(np.random.default_rng(0), 1)
 
 
 def test_no_jobs_and_bad_dates_are_one_line(tmp_path: Path) -> None:

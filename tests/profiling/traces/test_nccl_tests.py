@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,11 @@ _ALL_TO_ALL = """\
 """  # noqa: E501
 
 
+_ALL_ON_ONE = "\n".join(
+    line for line in _OLD.splitlines() if not re.search(r"Rank  [123]", line)
+).replace("# nThread", "# all_reduce_perf nThread")
+
+
 def _file(folder: Path, text: str, name: str = "output.txt") -> Path:
     path = folder / name
     path.write_text(text, encoding="utf-8")
@@ -104,11 +110,41 @@ def test_the_name_of_the_file_says_what_the_text_does_not(tmp_path: Path) -> Non
         import_traces([_file(tmp_path, _ALL_TO_ALL, "output.log")])
 
 
+def test_a_log_of_several_tests_is_an_import_each(tmp_path: Path) -> None:
+    """The second broke off before its first result and is counted."""
+    broken_off = _NEW.split("           0  ")[0].replace("reduce_scatter_perf", "alltoall_perf")
+    concluded = "# Collective test concluded: reduce_scatter_perf\n"
+    log = _NEW + concluded + broken_off + "srun ./all_reduce_perf -b 1M\n" + _OLD
+
+    first, second = import_traces([_file(tmp_path, log)])
+
+    assert ["reduce_scatter", "all_reduce"] == [one.records[0].name for one in (first, second)]
+    assert [3, 4] == [len(one.records) for one in (first, second)]
+    assert 1 == first.summary["left_out"]["tests without any result"]
+    assert {} == second.summary["left_out"]
+
+
+def test_lines_that_hold_no_result_are_counted(tmp_path: Path) -> None:
+    good = next(line for line in _OLD.splitlines() if line.startswith("     2097152"))
+    broken = [
+        "     4194304 Test NCCL failure common.cu:958 'remote process exited'",
+        good.replace(" 2097152", "-2097152"),
+        good.replace("83.26", "-83.26"),
+    ]
+
+    (found,) = import_traces([_file(tmp_path, _OLD + "\n".join(broken) + "\n")])
+
+    assert 5 == len(found.records)
+    assert {
+        "lines of a size without a result": 2, "results without a time": 1,
+    } == found.summary["left_out"]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (_NEW.split("    1048576")[0], "did the test end early"),
-        (_NEW + _OLD.replace("# nThread", "# all_reduce_perf nThread"), "give each in a file"),
+        (_ALL_ON_ONE, "holds no usable result (left out: 4 results of one rank alone"),
         (_OLD.replace("#   Rank", "#   Rang"), "does not tell among how many ranks"),
         (_NEW.replace("Rank  3 Group  0", "Rank  3 Group  1"), "different numbers of ranks"),
     ],

@@ -13,11 +13,12 @@ import pyarrow.parquet
 import pytest
 
 from meshwright.errors import BadRequest
+from meshwright.profiling.traces.diagnosis import diagnose
 from meshwright.profiling.traces.formats import TraceFormat
 from meshwright.profiling.traces.importing import import_traces
 from meshwright.profiling.traces.step_files import read_step_table
 from meshwright.profiling.traces.tables import Column, ColumnType, read_table
-from meshwright.records import RecordStore, make_record
+from meshwright.records import Record, RecordStore, make_record
 from meshwright.records.kinds import Kind
 
 _RUN = {
@@ -91,6 +92,35 @@ def test_a_table_of_operators(tmp_path: Path) -> None:
         "model": "gpt2",
     } == record.extra  # fmt: skip
     assert {"rows whose time, over a day, stands for a failure": 1} == found.summary["left_out"]
+
+
+def test_tables_come_in_our_words_and_unknown_ones_are_counted(tmp_path: Path) -> None:
+    operators = """gpu,op,direction,dtype,time_s
+t4,linear,backward,float32,1
+t4,linear,sideways,fp32,1
+t4,linear,fwd,fp99,1
+t4,linear,fwd,fp99,1
+"""
+    collectives = """gpu,collective,group_size,bytes,time_s,dtype
+t4,AllGather,8,64,1,torch.bfloat16
+t4,teleport,8,64,1,fp32
+t4,all_reduce,1,64,1,fp32
+"""
+
+    (of_operators,) = import_traces([_csv(tmp_path, operators)])
+    (of_collectives,) = import_traces([_csv(tmp_path, collectives)])
+
+    (linear,), (gather,) = of_operators.records, of_collectives.records
+    assert {"direction": "bwd", "dtype": "fp32"} == linear.extra
+    assert ("all_gather", "bf16") == (gather.name, gather.extra["dtype"])
+    assert {
+        "rows of unknown direction such as 'sideways'": 1,
+        "rows of unknown dtype such as 'fp99'": 2,
+    } == of_operators.summary["left_out"]
+    assert {
+        "rows of unknown collective such as 'teleport'": 1,
+        "rows of a collective of one rank alone": 1,
+    } == of_collectives.summary["left_out"]
 
 
 def test_a_table_of_collectives_goes_into_a_store(tmp_path: Path) -> None:
@@ -190,6 +220,56 @@ def test_step_times_from_csv_parquet_and_json_are_the_same(tmp_path: Path) -> No
         assert [[1.5], [0.5]] == table.compute_s.tolist()
 
 
+def test_iterations_that_a_rank_lacks_are_named(tmp_path: Path) -> None:
+    ragged = {"step_s": [[1.0] * 14, [1.0, 1.0]]}
+
+    table = read_step_table([_csv(tmp_path, json.dumps(ragged), "ragged.json")])
+
+    expected = "left out, for not all ranks have them: iterations 2, 3, 4, 5, 6, 7, 8, 9 and 4 more"
+    assert (expected,) == table.notes
+    assert expected in diagnose(table).notes
+
+
+def _steps_of(model: str, source: str) -> list[Record]:
+    return [
+        make_record(
+            kind=Kind.STEP_TIME, name=model, device="t4", verb="test", method="made up", unit="s",
+            median=1.0 + rank, source=source,
+            extra={"precision": "fp32", "rank": rank, "iteration": 3},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+def test_of_a_store_with_several_jobs_one_is_chosen(tmp_path: Path) -> None:
+    """What was added twice counts once; a job is chosen by a part of its source or its model."""
+    store = RecordStore(tmp_path / "store")
+    for model, source in (("gpt2", "a.json sha256:1"), ("bert", "b.json sha256:2")) * 2:
+        store.append(_steps_of(model, source))
+
+    with pytest.raises(BadRequest) as caught:
+        read_step_table([tmp_path / "store"])
+
+    assert "holds the steps of 2 jobs; choose one with --source" in str(caught.value)
+    assert "gpt2 of a.json sha256:1; bert of b.json sha256:2" in str(caught.value)
+    for choice in ("b.json", "bert"):
+        assert (0, 1) == read_step_table([tmp_path / "store"], source=choice).ranks
+    with pytest.raises(BadRequest, match=r"no job of 'c'; there are gpt2 of a\.json"):
+        read_step_table([tmp_path / "store"], source="c")
+
+
+def test_files_of_a_rank_each_are_one_job_and_other_jobs_are_not(tmp_path: Path) -> None:
+    first, second = _steps_of("gpt2", "a.json sha256:1"), _steps_of("gpt2", "b.json sha256:2")
+    other = _steps_of("bert", "c.json sha256:3")
+    by_rank, mixed = RecordStore(tmp_path / "by rank"), RecordStore(tmp_path / "mixed")
+    by_rank.append([first[0], second[1]])
+    mixed.append([first[0], other[1]])
+
+    assert (0, 1) == read_step_table([by_rank.path]).ranks
+    with pytest.raises(BadRequest, match="holds the steps of 2 jobs; choose one"):
+        read_step_table([mixed.path])
+
+
 def test_step_times_from_a_store(tmp_path: Path) -> None:
     """Waiting is communication beside which nothing ran: 0.5 - 0.2 s."""
     store = RecordStore(tmp_path / "store")
@@ -225,6 +305,16 @@ def test_step_times_from_a_store(tmp_path: Path) -> None:
         ("rank,iteration,wait_s\n0,0,1\n1,0,1\n", "a.csv", "needs step_s"),
         ("rank,iteration,step_s\n0,0,1\n1,1,1\n", "a.csv", "no iteration has a time of each"),
         ("rank,step_s\n0,1\n", "a.csv", "has no column iteration"),
+        (
+            "rank,iteration,step_s,wait_s\n0,0,1,2\n1,0,1,0\n",
+            "a.csv",
+            "rank 0, iteration 0: wait_s is 2, longer than its step of 1",
+        ),
+        (
+            "rank,iteration,step_s,compute_s\n0,0,1,0\n1,0,1,3\n",
+            "a.csv",
+            "rank 1, iteration 0: compute_s is 3, longer",
+        ),
         ('{"step_time": {}, "plan_sha256": ""}', "a.json", "is a StepReport"),
         ('{"speed": [[1]]}', "a.json", "has speed; give step_s"),
         ('{"step_s": [[1], [2]], "wait_s": [[1]]}', "a.json", "matrices differ"),

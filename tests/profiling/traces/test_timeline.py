@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from meshwright.errors import BadRequest
 from meshwright.profiling.traces import columns
 from meshwright.profiling.traces.columns import RankTrace, read_rank_trace
-from meshwright.profiling.traces.families import dtype_of, operator_identity
+from meshwright.profiling.traces.families import operator_identity
 from meshwright.profiling.traces.rank_analysis import RankAnalysis, analyze
 from meshwright.profiling.traces.sources import open_members
 from meshwright.profiling.traces.timeline import cover_of
+from meshwright.profiling.traces.words import dtype_of
 from tests.profiling.traces.made_traces import AUTOGRAD, MAIN, TraceMaker
 
 
@@ -120,7 +121,7 @@ def test_directions_come_from_what_surrounds_an_operator(tmp_path: Path) -> None
 
     groups = _analyzed(maker, tmp_path).operators.groups
 
-    assert {"forward": 1e-6, "backward": 2e-6, "optimizer": 3e-6} == pytest.approx(
+    assert {"fwd": 1e-6, "bwd": 2e-6, "update": 3e-6} == pytest.approx(
         {group.direction: group.total_s for group in groups}
     )
 
@@ -259,11 +260,11 @@ def test_covers_are_what_counting_gives(
     ],
 )  # fmt: skip
 def test_families(name: str, dims: list[list[int]], family: str, sizes: dict[str, int]) -> None:
-    assert (family, sizes) == operator_identity(name, dims, direction="forward")
+    assert (family, sizes) == operator_identity(name, dims, direction="fwd")
 
 
 def test_a_product_of_a_backward_pass_keeps_its_name() -> None:
-    name, extra = operator_identity("aten::mm", [[8, 32], [32, 64]], direction="backward")
+    name, extra = operator_identity("aten::mm", [[8, 32], [32, 64]], direction="bwd")
 
     assert ("aten::mm", "[[8,32],[32,64]]") == (name, extra["shape"])
 
@@ -271,8 +272,9 @@ def test_a_product_of_a_backward_pass_keeps_its_name() -> None:
 @pytest.mark.parametrize(
     ("word", "dtype"),
     [
-        ("float", "float32"), ("Float", "float32"), ("c10::Half", "float16"),
-        ("BFloat16", "bfloat16"), ("long int", "int64"), ("unsigned char", "uint8"),
+        ("float", "fp32"), ("Float", "fp32"), ("c10::Half", "fp16"), ("torch.float16", "fp16"),
+        ("BFloat16", "bf16"), ("c10::Float8_e5m2", "fp8_e5m2"),
+        ("long int", "int64"), ("unsigned char", "uint8"),
         ("TensorList", None), (5, None),
     ],
 )  # fmt: skip
