@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from meshwright.errors import PlanRefused
+from meshwright.graph.dimensions import exchanges_rows
 from meshwright.plans import ParallelPlan
 from meshwright.spmd.prepared import lower_plan
 from meshwright.spmd.program import Collective
@@ -64,7 +65,12 @@ def test_a_mixture_equals_plain_pytorch(model: str, name: str) -> None:
             on_virtual_ranks(subject, plan)
         return
 
-    assert len(plan.segments) > subject.prepared.segmentation.num_classes
+    ways = {
+        msgspec.json.encode((s.shard, s.zero_stage, s.recompute, s.offload, s.operators))
+        for s in plan.segments
+    }
+    # Without experts both ways of that mixture are the batch.
+    assert len(ways) > 1 or name == "experts then batch"
     _check(subject, plan)
 
 
@@ -99,6 +105,8 @@ def with_exceptions(subject: Subject, recipe: Recipe, *, seed: int) -> ParallelP
         names = set.intersection(
             *(set(subject.prepared.labels.by_segment[segment.index]) for segment in own)
         )
+        # The runtime exchanges no rows yet.
+        names = {name for name in names if not exchanges_rows(name)}
         count = len(own[0].forward_ops) + len(own[0].backward_ops)
         operators = {
             str(number): {
