@@ -42,7 +42,6 @@ __all__ = [
     "SolverReport",
     "make_context",
     "plan_graph",
-    "time_lower_bound_s",
 ]
 
 _LEVELS = ("O1", "O2")
@@ -58,7 +57,7 @@ class SearchSummary:
     """Plans priced."""
     level: str
     lower_bound_s: float
-    """No plan on this cluster is faster by the model (``time_lower_bound_s``)."""
+    """No plan on this cluster is faster by the model (``bounds.time_lower_bound_s``)."""
     gap: float
     """How much slower the chosen plan is than the bound, as a fraction of it."""
     proven_optimal: bool
