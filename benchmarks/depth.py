@@ -25,8 +25,8 @@ from benchmarks.heading import heading
 from meshwright.capture.captured import capture
 from meshwright.capture.references import resolve_model
 from meshwright.cluster import parse_cluster
-from meshwright.cost.columns import columns_of
-from meshwright.cost.model import AnalyticCostModel
+from meshwright.cost.model import StepCostModel
+from meshwright.cost.write_columns import columns_of
 from meshwright.graph.analyzed import AnalyzedGraph, analyze_graph
 from meshwright.graph.dimensions import label_dimensions
 from meshwright.graph.factors import analyze_factors
@@ -71,9 +71,9 @@ def analyzed_whole(graph: OpGraph) -> AnalyzedGraph:
     )
 
 
-def model_of(found: AnalyzedGraph) -> AnalyticCostModel:
+def model_of(found: AnalyzedGraph) -> StepCostModel:
     """A cost model that has built no table yet."""
-    return AnalyticCostModel(
+    return StepCostModel(
         found.analysis,
         found.segmentation,
         found.labels,
@@ -83,7 +83,7 @@ def model_of(found: AnalyzedGraph) -> AnalyticCostModel:
     )
 
 
-def shards_of(model: AnalyticCostModel) -> list[dict[str, list[str]]]:
+def shards_of(model: StepCostModel) -> list[dict[str, list[str]]]:
     """Tensor parallelism with sequence parallelism, for each segment class."""
     shards = []
     for segment in model.segmentation.representatives():

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.heading import heading
 from meshwright.api import plan_reference
 from meshwright.cluster import parse_cluster
-from meshwright.cost.model import AnalyticCostModel
+from meshwright.cost.model import StepCostModel
 from meshwright.plans import JobSpec, OptimizerSpec, ParallelPlan, write_plan
 from meshwright.runtime.job import open_plan
 from meshwright.runtime.launch import launch
@@ -112,7 +112,7 @@ def sizes_of(plan: ParallelPlan) -> dict[str, int]:
 
 def price_s(plan: ParallelPlan, cluster: str) -> float:
     prepared = open_plan(plan).prepared
-    model = AnalyticCostModel(
+    model = StepCostModel(
         prepared.analysis,
         prepared.segmentation,
         prepared.labels,

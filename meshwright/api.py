@@ -25,7 +25,9 @@ from meshwright.capture import CapturedModel, capture
 from meshwright.capture.annotations import annotations_of, set_annotation
 from meshwright.capture.references import resolve_model
 from meshwright.cluster import Cluster, parse_cluster
+from meshwright.cost.pricing import Pricing
 from meshwright.errors import BadModel, BadRequest
+from meshwright.gnn_cost.pretrained_pricing import usual_pricing
 from meshwright.graph.opgraph import InputRole
 from meshwright.plans import JobSpec, ParallelPlan
 from meshwright.runtime import RankSession, assemble_parameter, process_group, source_of
@@ -93,6 +95,7 @@ def plan(
     level: str = "O1",
     fix: Sequence[str] = (),
     rule: str | None = None,
+    pricing: Pricing | None = None,
 ) -> ParallelPlan:
     """The fastest plan found for training ``model`` that fits ``cluster``.
 
@@ -107,6 +110,8 @@ def plan(
             ``meshwright.solvers.pins`` lists them. What ``annotate`` said of modules comes first.
         rule: Ask only this rule of thumb: ``"data-parallel"``, ``"zero3"``, ``"megatron"`` or
             ``"naive-layers"``.
+        pricing: What plans are priced with. By default learned prices where there are accelerators,
+            and data sheets on CPUs.
 
     Raises:
         CaptureFailed: the module's step is not one fixed graph.
@@ -124,6 +129,7 @@ def plan(
         level=level,
         pins=_pins(model, fix),
         rule=rule,
+        pricing=pricing,
     )
     return result.plan
 
@@ -140,6 +146,7 @@ def plan_reference(
     allow_unrunnable: bool = False,
     seed: int = 0,
     rule: str | None = None,
+    pricing: Pricing | None = None,
     progress: Progress | None = None,
 ) -> Planned:
     """Plan the model a reference names, without memory for any of its tensors.
@@ -155,6 +162,7 @@ def plan_reference(
         allow_unrunnable: A plan the runtime cannot carry yet may win.
         seed: Of searches that draw lots.
         rule: As ``plan``.
+        pricing: As ``plan``.
         progress: Told in one line what is being done.
 
     Raises:
@@ -185,6 +193,7 @@ def plan_reference(
         allow_unrunnable=allow_unrunnable,
         seed=seed,
         rule=rule,
+        pricing=pricing,
         progress=progress,
     )
     return Planned(result=result, captured=captured)
@@ -196,12 +205,25 @@ def _pins(model: nn.Module, fix: Sequence[str]) -> Pins:
 
 
 def _plan_captured(
-    captured: CapturedModel, *, reference: str, cluster: str | Cluster, job: JobSpec, **options: Any
+    captured: CapturedModel,
+    *,
+    reference: str,
+    cluster: str | Cluster,
+    job: JobSpec,
+    pricing: Pricing | None,
+    **options: Any,
 ) -> PlanningResult:
     if isinstance(cluster, str):
         options["cluster_name"] = cluster
         cluster = parse_cluster(cluster)
-    return plan_graph(captured.graph, reference=reference, cluster=cluster, job=job, **options)
+    return plan_graph(
+        captured.graph,
+        reference=reference,
+        cluster=cluster,
+        job=job,
+        pricing=usual_pricing(cluster) if pricing is None else pricing,
+        **options,
+    )
 
 
 def _as_call(inputs: Inputs | Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:

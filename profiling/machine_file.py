@@ -1,7 +1,7 @@
 """A measured machine as a cluster, in the words of a data sheet; needs no torch.
 
 The cost model counts on a share of what a data sheet promises (``cost.roofline``,
-``cost.collectives.LINK_EFFICIENCY``). What was measured is what is reached, so the cluster holds
+``cost.calibration``). What was measured is what is reached, so the cluster holds
 the measured rate over that share: predictions from it are then as fast as what was measured. Every
 source says both.
 
@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meshwright.cluster.model import Cluster, Device, GroupLevel, Host, Link
-from meshwright.cost.collectives import LINK_EFFICIENCY, alternatives
+from meshwright.cost.calibration import DEFAULTS
+from meshwright.cost.collectives import alternatives
 from meshwright.cost.roofline import roofline_of
 from meshwright.errors import MissingProfile
 from meshwright.profiling.figures import Figure
@@ -54,7 +55,7 @@ class LinkFit:
 
     latency_s: float
     bytes_per_s: float
-    """As a data sheet would say; ``LINK_EFFICIENCY`` of it is reached."""
+    """As a data sheet would say; ``Calibration.link_efficiency`` of it is reached."""
     median_ratio: float
     """Of predicted over measured."""
     mean_error_fraction: float
@@ -75,7 +76,7 @@ class LinkFit:
     @property
     def reached_bytes_per_s(self) -> float:
         """What large messages reach."""
-        return self.bytes_per_s * LINK_EFFICIENCY
+        return self.bytes_per_s * DEFAULTS.link_efficiency
 
 
 def fit_link(figures: Sequence[Figure]) -> LinkFit:
@@ -178,7 +179,8 @@ def cluster_of(figures: Sequence[Figure], base: Cluster, *, date: str) -> Cluste
             source=(
                 f"{origin}: {fit.num_figures} collectives give {format_seconds(fit.latency_s)} a "
                 f"hop and {fit.reached_bytes_per_s / 1e9:.3g} GB/s, mean error "
-                f"{100 * fit.mean_error_fraction:.0f} %; written over the {LINK_EFFICIENCY:g} of a "
+                f"{100 * fit.mean_error_fraction:.0f} %; written over the "
+                f"{DEFAULTS.link_efficiency:g} of a "
                 "data sheet that the cost model counts on"
                 + (f"; {fit.warning}" if fit.warning else "")
             ),

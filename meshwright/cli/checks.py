@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from meshwright.cluster import Cluster
+from meshwright.cluster import Cluster, parse_cluster
+from meshwright.cost.pricing import ANALYTIC, Pricing
 from meshwright.errors import DoesNotFit, PlanRefused
 from meshwright.graph.segments import Segmentation
 from meshwright.plans import ParallelPlan, Prediction, check_plan
 from meshwright.spmd.program import Collective, StageProgram
 from meshwright.units import format_bytes
 
-__all__ = ["check_against", "check_fits", "check_traffic"]
+__all__ = ["check_against", "check_fits", "check_traffic", "pricing_of_plan"]
 
 _DATA_CAUSES = frozenset({"zero_gather", "dp_gradient"})
 """Collectives whose number depends on how buckets fill; their bytes do not."""
@@ -40,6 +41,20 @@ def check_against(
         ],
         graph_sha256=graph_sha256,
     )
+
+
+def pricing_of_plan(plan: ParallelPlan, name: str | None) -> Pricing:
+    """What ``--cost-model`` names; without it, the kind of cost model that priced ``plan``.
+
+    Raises:
+        BadRequest: there is no such cost model.
+        BadClusterFile: the plan's cluster cannot be read.
+    """
+    from meshwright.gnn_cost.pretrained_pricing import named_pricing
+
+    if name is None and plan.provenance.cost_model == ANALYTIC.label:
+        return ANALYTIC
+    return named_pricing(name, parse_cluster(plan.cluster))
 
 
 def check_fits(prediction: Prediction) -> None:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from meshwright.cli.checks import check_against
-from meshwright.cli.options import JsonOption, PlanArgument
+from meshwright.cli.checks import check_against, pricing_of_plan
+from meshwright.cli.options import CostModelOption, JsonOption, PlanArgument
 from meshwright.cli.output import Output, output_for
 from meshwright.cluster import Cluster, Device, Link
 from meshwright.plans import ParallelPlan, Prediction, read_plan
@@ -24,6 +24,7 @@ def explain(
     allow_unrunnable: Annotated[
         bool, typer.Option(help="Compare with plans the runtime cannot carry yet.")
     ] = False,
+    cost_model: CostModelOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Say where time and memory go, what was second best, and what the plan is sensitive to."""
@@ -39,6 +40,7 @@ def explain(
             fix=stored.provenance.pins,
             allow_unrunnable=allow_unrunnable or _could_not_run(stored),
             seed=stored.provenance.seed,
+            pricing=pricing_of_plan(stored, cost_model),
             progress=out.progress,
         )
         result = planned.result
@@ -123,6 +125,10 @@ def _document(found: _Explanation) -> dict[str, Any]:
     return {
         "plan": found.plan,
         "predicted": found.predicted,
+        "sources": {
+            cause: report.source_of(found.predicted, cause)
+            for cause in (*found.predicted.breakdown, *found.predicted.memory_breakdown)
+        },
         "is_still_best": found.reason is not None,
         "reason": found.reason,
         "segments": [
@@ -157,12 +163,12 @@ def _same(left: ParallelPlan, right: ParallelPlan) -> bool:
 
 
 def sensitivity(plan: ParallelPlan, model: Any) -> list[dict[str, Any]]:
-    """What ``plan`` would cost on changed hardware, by ``model``, an ``AnalyticCostModel``.
+    """What ``plan`` would cost on changed hardware, by ``model``, a ``StepCostModel``.
 
     Each entry has ``change`` and ``effect`` in words, ``step_time_s``, ``peak_memory_bytes``,
     ``memory_capacity_bytes`` and ``fits``. The decisions stay: another plan may do better there.
     """
-    from meshwright.cost.model import AnalyticCostModel, choice_of
+    from meshwright.cost.model import StepCostModel, choice_of
 
     cluster: Cluster = model.cluster
     table = model.table_of_plan(plan)
@@ -170,8 +176,13 @@ def sensitivity(plan: ParallelPlan, model: Any) -> list[dict[str, Any]]:
     before = model.cost(plan)
     found = []
     for change, changed in _changes(cluster):
-        varied = AnalyticCostModel(
-            model.analysis, model.segmentation, model.labels, cluster=changed, job=plan.job
+        varied = StepCostModel(
+            model.analysis,
+            model.segmentation,
+            model.labels,
+            cluster=changed,
+            job=plan.job,
+            pricing=model.pricing,
         )
         cost = varied.pricer.price(table, choice)
         prediction = varied.prediction(cost, plan.mesh.num_devices)

@@ -40,6 +40,7 @@ _VERBS = {
     "explain": "explain plan.json",
     "validate": "validate plan.json",
     "run": "run plan.json --steps 10 --verify",
+    "fit": "fit --tables ops.parquet collectives.parquet -o my-weights --budget 10m",
     "models": "models llama3-8b",
     "clusters": "clusters 2x8xa100-80gb",
     "doctor": "doctor --json",
@@ -47,7 +48,7 @@ _VERBS = {
 }
 """Verb, a function of the same name in the module of the same name, to its example."""
 
-_GROUPS = ("profile", "traces", "records")
+_GROUPS = ("profile", "traces", "records", "bench")
 """Verbs with verbs of their own: ``NAME_app`` in the module of the same name."""
 
 

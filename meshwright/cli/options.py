@@ -12,6 +12,7 @@ from meshwright.plans import JobSpec, OptimizerName, OptimizerSpec, Precision
 from meshwright.strict_json import FieldError
 
 __all__ = [
+    "CostModelOption",
     "FixOption",
     "JsonOption",
     "PlanArgument",
@@ -36,6 +37,14 @@ RuleOption = Annotated[
     typer.Option(
         help="Ask one rule of thumb only: data-parallel, zero3, megatron or naive-layers.",
         metavar="NAME",
+    ),
+]
+CostModelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Price with this: analytic, learned (the package's, usual for accelerators) or the "
+        "folder of a fit.",
+        metavar="NAME|DIR",
     ),
 ]
 PlanArgument = Annotated[

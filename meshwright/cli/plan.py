@@ -11,6 +11,7 @@ import typer
 
 from meshwright.cli.garbage import few_collections
 from meshwright.cli.options import (
+    CostModelOption,
     FixOption,
     JsonOption,
     RuleOption,
@@ -19,6 +20,7 @@ from meshwright.cli.options import (
     parse_level,
 )
 from meshwright.cli.output import Output, output_for
+from meshwright.cluster import parse_cluster
 from meshwright.errors import BadRequest
 from meshwright.plans import OptimizerName, Precision, write_plan
 from meshwright.units import format_seconds
@@ -44,6 +46,7 @@ def plan(
     top: Annotated[int, typer.Option(help="How many plans to show.")] = 5,
     fix: FixOption = None,
     rule: RuleOption = None,
+    cost_model: CostModelOption = None,
     allow_unrunnable: Annotated[
         bool, typer.Option(help="Let plans win that the runtime cannot carry yet.")
     ] = False,
@@ -62,6 +65,7 @@ def plan(
     _check(top=top, seed=seed, output=output)
     with few_collections(), output_for(as_json=json_output) as out:
         from meshwright.api import plan_reference
+        from meshwright.gnn_cost.pretrained_pricing import named_pricing
 
         planned = plan_reference(
             model,
@@ -74,6 +78,7 @@ def plan(
             allow_unrunnable=allow_unrunnable,
             seed=seed,
             rule=rule,
+            pricing=named_pricing(cost_model, parse_cluster(cluster)),
             progress=out.progress,
         )
         found = planned.result.plan

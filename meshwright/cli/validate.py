@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from meshwright.cli.checks import check_against, check_fits, check_traffic
+from meshwright.cli.checks import check_against, check_fits, check_traffic, pricing_of_plan
 from meshwright.cli.options import JsonOption, PlanArgument
 from meshwright.cli.output import Output, output_for
 from meshwright.cluster import parse_cluster
@@ -81,7 +81,7 @@ def validate(plan: PlanArgument, json_output: JsonOption = False) -> None:
 
 def _validate(out: Output, checks: _Checks, plan: ParallelPlan) -> tuple[Any, list[str]]:
     """All checks after reading; differences from one device where measured, and notes."""
-    from meshwright.cost.model import AnalyticCostModel
+    from meshwright.cost.model import StepCostModel
     from meshwright.runtime.checks import check_program
     from meshwright.runtime.job import open_plan
 
@@ -96,12 +96,13 @@ def _validate(out: Output, checks: _Checks, plan: ParallelPlan) -> tuple[Any, li
         graph_sha256=prepared.sha256,
     )
     checks.add("model and cluster", "passed", f"{plan.mesh.num_devices} devices, same program")
-    model = AnalyticCostModel(
+    model = StepCostModel(
         prepared.analysis,
         prepared.segmentation,
         prepared.labels,
         cluster=cluster,
         job=plan.job,
+        pricing=pricing_of_plan(plan, None),
     )
     prediction = model.predict(plan)
     check_fits(prediction)
@@ -109,7 +110,7 @@ def _validate(out: Output, checks: _Checks, plan: ParallelPlan) -> tuple[Any, li
         "memory",
         "passed",
         f"{format_bytes(prediction.peak_memory_bytes)} of "
-        f"{format_bytes(prediction.memory_capacity_bytes)} on the fullest device (analytic)",
+        f"{format_bytes(prediction.memory_capacity_bytes)} on the fullest device",
     )
     out.progress("lowering the plan")
     programs = run.programs()

@@ -68,13 +68,13 @@ def find_device(name: str, *, where: str) -> CatalogEntry:
     """The GPU called ``name``, by canonical name or alias, in any case.
 
     Args:
-        name: as the user wrote it.
+        name: as the user wrote it; ``_`` counts as ``-``.
         where: start of the error message, such as ``"cluster '8xh10'"``.
 
     Raises:
         BadClusterFile: no such device; the message offers the nearest names.
     """
-    wanted = name.strip().lower()
+    wanted = name.strip().lower().replace("_", "-")
     entry = _by_name().get(wanted)
     if entry is None:
         raise BadClusterFile(
@@ -195,6 +195,9 @@ def _entry(name: str, raw: dict[str, Any]) -> CatalogEntry:
             flop_per_s=dict(raw["flop_per_s"]),
             launch_latency_s=launch["latency_s"],
             to_host_bytes_per_s=to_host.bytes_per_s,
+            num_units=raw["num_units"],
+            cache_bytes=int(raw["cache_mib"] * 2**20),
+            sustained_share=raw.get("sustained_share", 1.0),
             source=f"{raw['source']}; launch: {launch['source']}; to the host: {to_host.source}; "
             f"read {_raw()['date_read']}",
         ),

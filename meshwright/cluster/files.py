@@ -57,6 +57,8 @@ _MAX_QUOTE = 60
 _Positive = Annotated[float, msgspec.Meta(gt=0)]
 _NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 _Count = Annotated[int, msgspec.Meta(ge=1, le=_MAX_HOSTS)]
+_UnitCount = Annotated[int, msgspec.Meta(ge=0, le=2**20)]
+_ByteCount = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
@@ -74,6 +76,9 @@ class _DeviceForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     flop_per_s: dict[str, _Positive]
     launch_latency_s: _NotNegative
     to_host_bytes_per_s: _NotNegative = 0.0
+    num_units: _UnitCount = 0
+    cache_bytes: _ByteCount = 0
+    sustained_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     source: str = ""
 
 
@@ -235,6 +240,9 @@ def _build_device(form: _DeviceForm, *, where: str) -> Device:
             flop_per_s=dict(form.flop_per_s),
             launch_latency_s=form.launch_latency_s,
             to_host_bytes_per_s=form.to_host_bytes_per_s,
+            num_units=form.num_units,
+            cache_bytes=form.cache_bytes,
+            sustained_share=form.sustained_share,
             source=form.source or "the user's cluster file",
         )
     except BadClusterFile as error:
@@ -263,6 +271,9 @@ def _device_to_dict(device: Device) -> dict[str, Any]:
         "flop_per_s": dict(device.flop_per_s),
         "launch_latency_s": device.launch_latency_s,
         "to_host_bytes_per_s": device.to_host_bytes_per_s,
+        "num_units": device.num_units,
+        "cache_bytes": device.cache_bytes,
+        "sustained_share": device.sustained_share,
         "source": device.source,
     }
 

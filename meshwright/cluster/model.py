@@ -32,6 +32,7 @@ _RATE_KEYS = (
     "float8_e4m3fn",
     "float8_e5m2",
     "int8",
+    "nvfp4",
 )
 
 
@@ -48,7 +49,8 @@ class Device:
     memory_bytes_per_s: float
     flop_per_s: dict[str, float] = field(hash=False)
     """By torch dtype name (``"bfloat16"``, ``"float32"``, ``"float64"``...); matrix units where
-    it has them. ``"tf32"`` is float32 input rounded for the matrix units, used only on request."""
+    it has them. ``"tf32"`` is float32 input rounded for the matrix units, used only on request;
+    ``"nvfp4"`` four bits with a scale for every 16."""
     launch_latency_s: float
     """Host time of starting one operator."""
     source: str
@@ -56,6 +58,12 @@ class Device:
     to_host_bytes_per_s: float = 0.0
     """To the memory of its host and back, each direction; 0 where it is the host's memory already,
     or nothing is known."""
+    num_units: int = 0
+    """Streaming multiprocessors or compute units; 0: not known."""
+    sustained_share: float = 1.0
+    """Share of the rate of a short matrix product that its power allows for long."""
+    cache_bytes: int = 0
+    """Last cache before the memory, all of it; 0: not known."""
 
     def __post_init__(self) -> None:
         where = f"device {self.name!r}"
@@ -65,6 +73,12 @@ class Device:
         _require_positive(where, "memory_bytes_per_s", self.memory_bytes_per_s)
         _require_not_negative(where, "launch_latency_s", self.launch_latency_s)
         _require_not_negative(where, "to_host_bytes_per_s", self.to_host_bytes_per_s)
+        _require_not_negative(where, "num_units", self.num_units)
+        _require_not_negative(where, "cache_bytes", self.cache_bytes)
+        if not 0 < self.sustained_share <= 1:
+            raise BadClusterFile(
+                f"{where}: sustained_share is {self.sustained_share}; use one in (0, 1]"
+            )
         if "float32" not in self.flop_per_s:
             raise BadClusterFile(f"{where}: flop_per_s lacks 'float32'; give at least that rate")
         for dtype, rate in self.flop_per_s.items():

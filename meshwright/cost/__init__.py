@@ -5,7 +5,7 @@ from __future__ import annotations
 from meshwright.cost.base import CostEstimate, CostModel, Source
 from meshwright.cost.collectives import CollectivePrices, collective_time_s
 from meshwright.cost.memory import StageMemory
-from meshwright.cost.model import AnalyticCostModel, choice_of, split_of
+from meshwright.cost.model import StepCostModel, choice_of, split_of
 from meshwright.cost.pipeline import finish_times_s, simulate_many
 from meshwright.cost.roofline import Roofline, roofline_of
 from meshwright.cost.step import TIME_CAUSES, Choice, StepCost, StepPricer
@@ -13,7 +13,6 @@ from meshwright.cost.table import CollectiveCount, CostTable, Split
 
 __all__ = [
     "TIME_CAUSES",
-    "AnalyticCostModel",
     "Choice",
     "CollectiveCount",
     "CollectivePrices",
@@ -25,6 +24,7 @@ __all__ = [
     "Split",
     "StageMemory",
     "StepCost",
+    "StepCostModel",
     "StepPricer",
     "choice_of",
     "collective_time_s",

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from meshwright.cost.calibration import DEFAULTS, Calibration
 from meshwright.cost.choice import TIME_CAUSES, Choice
 from meshwright.cost.columns import FloatArray
+from meshwright.cost.framework import framework_breakdown_s
 from meshwright.cost.pipeline import SliceTransfers, Transfers, closed_form_s, finish_times_s
 from meshwright.cost.slices import sliced_transfers_s, sliced_work
 from meshwright.cost.stage_work import StageWork
@@ -24,6 +26,7 @@ def step_breakdown_s(
     backward_transfer_s: Transfers,
     latency_s: Callable[[int, int], float],
     simulate: bool,
+    calibration: Calibration = DEFAULTS,
 ) -> dict[str, float]:
     """``TIME_CAUSES`` to seconds; they sum to the time of the step.
 
@@ -34,6 +37,7 @@ def step_breakdown_s(
         backward_transfer_s: of what backwards make for other stages.
         latency_s: of the least message from one stage to another.
         simulate: run the schedule; otherwise the pipeline's closed form stands in for it.
+        calibration: what the framework adds.
 
     Raises:
         PlanRefused: the schedule does not exist for these numbers of stages and micro-batches.
@@ -81,6 +85,9 @@ def step_breakdown_s(
             breakdown[cause] += times * float(group(_each(seconds))[busiest])
     breakdown["pipeline_transfer"] = max(total_s - without_s, 0.0)
     breakdown["bubble"] = max(without_s - float(own_s[busiest]), 0.0)
+    breakdown |= framework_breakdown_s(
+        calibration, sum(breakdown.values()), num_microbatches=micro, num_devices=choice.num_devices
+    )
     return breakdown
 
 

@@ -21,8 +21,12 @@ TIME_CAUSES = (
     "zero_gather",
     "dp_communication",
     "optimizer",
+    "clipping",
     "pipeline_transfer",
     "bubble",
+    "host",
+    "data_loading",
+    "stragglers",
 )
 
 
@@ -72,6 +76,11 @@ class Choice:
             (first, self.split_of(stage).num_devices)
             for stage, first in enumerate(self.first_devices)
         )
+
+    @property
+    def num_devices(self) -> int:
+        """Devices in use."""
+        return sum(count for _, count in dict.fromkeys(self.places))
 
     @property
     def num_groups(self) -> int:

@@ -14,8 +14,15 @@ For ``n`` ranks on one link of latency ``a`` and bandwidth ``w``, with payload `
 (Thakur, Rabenseifner, Gropp 2005 for the rings; the tree of all-gather stands for NCCL's PAT, whose
 half bandwidth is an assumption.) A group that spreads evenly over several levels may also go level
 by level: within hosts first, then each rank with its ``1 / k`` share across hosts, as NCCL's
-rings over all ports of a host amount to. The fastest of these counts. ``w`` is
-``LINK_EFFICIENCY`` of the data sheet.
+rings over all ports of a host amount to. The payload moves in chunks, and while one crosses between
+hosts the next are under way within: the levels have links of their own, so their latencies add up,
+but of the bytes' times only that of the slowest level counts. An all-to-all likewise sends to every
+level at once. The fastest of these algorithms counts. ``w`` is the share
+``Calibration.link_efficiency`` of the data sheet.
+
+A learned ``CollectivePricer`` takes the place of all this, but among CPUs. It is asked once for
+each kind and group, for payloads from a byte to a terabyte, 9 % apart; between them times are
+linear.
 """
 
 from __future__ import annotations
@@ -27,85 +34,95 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from meshwright.cluster.model import Cluster, GroupLevel, Link
+from meshwright.cluster.model import Cluster, Device, GroupLevel, Link
+from meshwright.cost.calibration import DEFAULTS
+from meshwright.cost.pricing import CollectivePricer, Priced
 from meshwright.plans.plan import AXIS_NAMES
 from meshwright.spmd.program import CollectiveKind
 
 __all__ = [
-    "LINK_EFFICIENCY",
     "Affine",
     "CollectivePrices",
     "alternatives",
     "collective_time_s",
 ]
 
-LINK_EFFICIENCY = 0.8
-"""Share of a link's data sheet bandwidth that large messages reach. Assumption, between what
-nccl-tests print for NVLink rings (about 0.8) and InfiniBand (about 0.9)."""
+_ASKED_BYTES = 2.0 ** (np.arange(8 * 40 + 1) / 8)
 
 Affine = tuple[float, float]
 """``(seconds, seconds per byte)``."""
 
 
 def alternatives(
-    kind: CollectiveKind, levels: Sequence[GroupLevel], num_ranks: int
+    kind: CollectiveKind,
+    levels: Sequence[GroupLevel],
+    num_ranks: int,
+    *,
+    link_efficiency: float = DEFAULTS.link_efficiency,
 ) -> tuple[Affine, ...]:
     """Affine costs in the payload of every algorithm a group can use; none for one rank."""
     if num_ranks == 1 or not levels:
         return ()
-    top = levels[-1].link
+    rates = [level.link.bytes_per_s * link_efficiency for level in levels]
+    top, top_bytes_per_s = levels[-1].link, rates[-1]
     uniform = all(level.is_uniform for level in levels)
     sizes = [max(level.group_sizes) for level in levels]
     hops = [math.ceil(math.log2(size)) for size in sizes]
     tree_s = sum(h * level.link.latency_s for h, level in zip(hops, levels, strict=True))
     share = (num_ranks - 1) / num_ranks
     if kind == CollectiveKind.ALL_TO_ALL:
-        return ((tree_s, _all_to_all_s_per_byte(levels, sizes, num_ranks, uniform)),)
+        return ((tree_s, _all_to_all_s_per_byte(rates, sizes, num_ranks, uniform)),)
     if kind == CollectiveKind.HALO:
-        return ((top.latency_s, 1 / _bandwidth(top)),)
+        return ((top.latency_s, 1 / top_bytes_per_s),)
     if kind == CollectiveKind.RING:
-        return (((num_ranks - 1) * top.latency_s, share / _bandwidth(top)),)
+        return (((num_ranks - 1) * top.latency_s, share / top_bytes_per_s),)
     rounds = 2 if kind == CollectiveKind.ALL_REDUCE else 1
-    found = [(rounds * (num_ranks - 1) * top.latency_s, rounds * share / _bandwidth(top))]
+    found = [(rounds * (num_ranks - 1) * top.latency_s, rounds * share / top_bytes_per_s)]
     tree_share = 1.0 if kind == CollectiveKind.ALL_REDUCE else share
-    found.append((rounds * tree_s, 2 * tree_share / _bandwidth(top)))
+    found.append((rounds * tree_s, 2 * tree_share / top_bytes_per_s))
     if uniform and len(levels) > 1:
-        found += _hierarchical(levels, sizes, hops, rounds)
+        found += _hierarchical([level.link for level in levels], rates, sizes, hops, rounds)
     return tuple(found)
 
 
-def _bandwidth(link: Link) -> float:
-    return link.bytes_per_s * LINK_EFFICIENCY
-
-
 def _hierarchical(
-    levels: Sequence[GroupLevel], sizes: Sequence[int], hops: Sequence[int], rounds: int
+    links: Sequence[Link],
+    rates: Sequence[float],
+    sizes: Sequence[int],
+    hops: Sequence[int],
+    rounds: int,
 ) -> list[Affine]:
-    """Level by level; by rings, or by a tree of half the bandwidth on the top level."""
+    """Level by level; by rings, or by a tree of half the bandwidth on the top level.
+
+    Latencies add up, since the first chunk passes every level; the slowest level sets the pace.
+    """
     ring_s = per_byte_s = 0.0
     inner = 1
-    for level, size in zip(levels[:-1], sizes[:-1], strict=True):
-        ring_s += rounds * (size - 1) * level.link.latency_s
-        per_byte_s += rounds * (size - 1) / size / inner / _bandwidth(level.link)
+    for link, rate, size in zip(links[:-1], rates[:-1], sizes[:-1], strict=True):
+        ring_s += rounds * (size - 1) * link.latency_s
+        per_byte_s = max(per_byte_s, rounds * (size - 1) / size / inner / rate)
         inner *= size
-    top, size = levels[-1].link, sizes[-1]
-    top_s_per_byte = rounds * (size - 1) / size / inner / _bandwidth(top)
+    top, size = links[-1], sizes[-1]
+    top_s_per_byte = rounds * (size - 1) / size / inner / rates[-1]
     return [
-        (ring_s + rounds * (size - 1) * top.latency_s, per_byte_s + top_s_per_byte),
-        (ring_s + rounds * hops[-1] * top.latency_s, per_byte_s + 2 * top_s_per_byte),
+        (ring_s + rounds * (size - 1) * top.latency_s, max(per_byte_s, top_s_per_byte)),
+        (ring_s + rounds * hops[-1] * top.latency_s, max(per_byte_s, 2 * top_s_per_byte)),
     ]
 
 
 def _all_to_all_s_per_byte(
-    levels: Sequence[GroupLevel], sizes: Sequence[int], num_ranks: int, uniform: bool
+    rates: Sequence[float], sizes: Sequence[int], num_ranks: int, uniform: bool
 ) -> float:
-    """Every rank sends ``1 / n`` of its operand to each other, over the level they meet on."""
+    """Every rank sends ``1 / n`` of its operand to each other, over the level they meet on.
+
+    All levels at once; the slowest counts.
+    """
     if not uniform:
-        return (num_ranks - 1) / num_ranks / _bandwidth(levels[-1].link)
+        return (num_ranks - 1) / num_ranks / rates[-1]
     per_byte_s = 0.0
     inner = 1
-    for level, size in zip(levels, sizes, strict=True):
-        per_byte_s += (size - 1) * inner / num_ranks / _bandwidth(level.link)
+    for rate, size in zip(rates, sizes, strict=True):
+        per_byte_s = max(per_byte_s, (size - 1) * inner / num_ranks / rate)
         inner *= size
     return per_byte_s
 
@@ -113,12 +130,8 @@ def _all_to_all_s_per_byte(
 def collective_time_s(
     kind: CollectiveKind, num_bytes: float, *, cluster: Cluster, ranks: Iterable[int]
 ) -> float:
-    """Time of one collective among ``ranks``, seconds; nothing for one rank or no bytes."""
-    members = sorted(set(ranks))
-    costs = alternatives(kind, cluster.group_levels(members), len(members))
-    if not costs or num_bytes <= 0:
-        return 0.0
-    return min(fixed_s + num_bytes * per_byte_s for fixed_s, per_byte_s in costs)
+    """Analytic time of one collective among ``ranks``, seconds; 0 for one rank or no bytes."""
+    return CollectivePrices(cluster).time_of_ranks_s(kind, num_bytes, ranks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +147,16 @@ class _Group:
         return members
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Members:
+    """What a group is priced by."""
+
+    levels: tuple[GroupLevel, ...]
+    num_ranks: int
+    device: Device
+    """Of its first rank."""
+
+
 class CollectivePrices:
     """Prices of collectives along mesh axes on one cluster; remembers what it worked out.
 
@@ -141,21 +164,53 @@ class CollectivePrices:
     use stand for all: the dearer one counts, since the slowest group holds up the rest.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        pricer: CollectivePricer | None = None,
+        link_efficiency: float = DEFAULTS.link_efficiency,
+    ) -> None:
+        """Prices on ``cluster``: by ``pricer``, but among CPUs, or else analytic."""
         self.cluster = cluster
-        self._costs: dict[tuple[_Group, int, int, CollectiveKind], tuple[tuple[Affine, ...], ...]]
-        self._costs = {}
-        self._links: dict[tuple[int, int], Link] = {}
+        self.link_efficiency = link_efficiency
+        self._pricer = pricer
+        self._groups: dict[tuple[_Group, int, int], tuple[_Members, ...]] = {}
+        self._pairs: dict[tuple[int, int], _Members] = {}
+        self._costs: dict[tuple[int, CollectiveKind], tuple[Affine, ...]] = {}
+        self._asked: dict[tuple[int, CollectiveKind], Priced] = {}
+        self._known: dict[_Members, _Members] = {}
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether any group is priced by a learned model."""
+        return self._pricer is not None and any(d.name != "cpu" for d in self.cluster.devices)
 
     def send_time_s(self, num_bytes: float, source: int, target: int) -> float:
         """Time of one message between two devices, seconds."""
         if num_bytes <= 0 or source == target:
             return 0.0
-        key = (source, target)
-        if key not in self._links:
-            self._links[key] = self.cluster.link_between(key)[1]
-        link = self._links[key]
-        return link.latency_s + num_bytes / _bandwidth(link)
+        members = self._pair(source, target)
+        if self._is_learned(members):
+            return self._time_s(CollectiveKind.HALO, num_bytes, members)
+        link = members.levels[-1].link
+        return link.latency_s + num_bytes / (link.bytes_per_s * self.link_efficiency)
+
+    def send_trust(self, num_bytes: float, source: int, target: int) -> float:
+        """How far ``send_time_s`` is learned, 0 to 1."""
+        if num_bytes <= 0 or source == target:
+            return 0.0
+        members = self._pair(source, target)
+        if not self._is_learned(members):
+            return 0.0
+        payload = np.array([num_bytes], dtype=np.float64)
+        return float(self._learned(CollectiveKind.HALO, payload, members)[1][0])
+
+    def time_of_ranks_s(
+        self, kind: CollectiveKind, num_bytes: float, ranks: Iterable[int]
+    ) -> float:
+        """Time of one collective among ``ranks``, seconds; 0 for one rank or no bytes."""
+        return self._time_s(kind, num_bytes, self._members(sorted(set(ranks))))
 
     def time_s(
         self,
@@ -173,33 +228,102 @@ class CollectivePrices:
         """
         payload = np.asarray(num_bytes, dtype=np.float64)
         worst = np.zeros_like(payload)
-        for costs in self._group_costs(kind, axes, axis_sizes, num_stages, first_device):
-            if costs:
-                times = [fixed_s + payload * per_byte_s for fixed_s, per_byte_s in costs]
-                worst = np.maximum(worst, np.minimum.reduce(times))
+        for members in self._samples(axes, axis_sizes, num_stages, first_device):
+            worst = np.maximum(worst, self._times_s(kind, payload, members))
         return np.where(payload > 0, worst, 0.0)
 
-    def _group_costs(
+    def trust(
         self,
         kind: CollectiveKind,
+        num_bytes: ArrayLike,
+        *,
+        axes: Sequence[str],
+        axis_sizes: Mapping[str, int],
+        num_stages: int = 1,
+        first_device: int = 0,
+    ) -> NDArray[np.float64]:
+        """How far each of ``time_s`` is learned, 0 to 1: the least of the groups that count."""
+        payload = np.asarray(num_bytes, dtype=np.float64)
+        least = np.ones_like(payload)
+        for members in self._samples(axes, axis_sizes, num_stages, first_device):
+            if not self._is_learned(members):
+                return np.zeros_like(payload)
+            least = np.minimum(least, self._learned(kind, payload, members)[1])
+        return np.where(payload > 0, least, 0.0)
+
+    # One group ---------------------------------------------------------------------------------
+
+    def _samples(
+        self,
         axes: Sequence[str],
         axis_sizes: Mapping[str, int],
         num_stages: int,
         first_device: int,
-    ) -> tuple[tuple[Affine, ...], ...]:
+    ) -> tuple[_Members, ...]:
+        """The distinct ones of the first and the last group."""
         group, per_stage = _group(axes, axis_sizes)
-        key = (group, first_device, per_stage * num_stages, kind)
-        if key not in self._costs:
+        key = (group, first_device, per_stage * num_stages)
+        if key not in self._groups:
             span = group.ranks(first_device)
             last = first_device + per_stage * num_stages - 1 - max(span)
             samples = [span, [last + rank for rank in span]] if last > 0 else [span]
-            self._costs[key] = tuple(
-                dict.fromkeys(
-                    alternatives(kind, self.cluster.group_levels(ranks), len(ranks))
-                    for ranks in samples
-                )
+            self._groups[key] = tuple(dict.fromkeys(self._members(ranks) for ranks in samples))
+        return self._groups[key]
+
+    def _members(self, ranks: Sequence[int]) -> _Members:
+        found = _Members(
+            levels=self.cluster.group_levels(ranks),
+            num_ranks=len(ranks),
+            device=self.cluster.device_of(ranks[0]),
+        )
+        return self._known.setdefault(found, found)
+
+    def _pair(self, source: int, target: int) -> _Members:
+        key = (source, target)
+        if key not in self._pairs:
+            self._pairs[key] = self._members([source, target])
+        return self._pairs[key]
+
+    def _is_learned(self, members: _Members) -> bool:
+        return self._pricer is not None and members.num_ranks > 1 and members.device.name != "cpu"
+
+    def _time_s(self, kind: CollectiveKind, num_bytes: float, members: _Members) -> float:
+        if num_bytes <= 0:
+            return 0.0
+        return float(self._times_s(kind, np.array([num_bytes], dtype=np.float64), members)[0])
+
+    def _times_s(
+        self, kind: CollectiveKind, payload: NDArray[np.float64], members: _Members
+    ) -> NDArray[np.float64]:
+        """Seconds of payloads in one group; of nothing, any."""
+        if self._is_learned(members):
+            return self._learned(kind, payload, members)[0]
+        key = (id(members), kind)
+        if key not in self._costs:
+            self._costs[key] = alternatives(
+                kind, members.levels, members.num_ranks, link_efficiency=self.link_efficiency
             )
-        return self._costs[key]
+        times = [fixed_s + payload * per_byte_s for fixed_s, per_byte_s in self._costs[key]]
+        return np.asarray(np.minimum.reduce(times)) if times else np.zeros_like(payload)
+
+    def _learned(
+        self, kind: CollectiveKind, payload: NDArray[np.float64], members: _Members
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Seconds and trust, linear between the payloads the pricer was asked for."""
+        key = (id(members), kind)
+        if key not in self._asked:
+            assert self._pricer is not None, "a learned price"
+            self._asked[key] = self._pricer.collectives(
+                kind,
+                _ASKED_BYTES,
+                levels=members.levels,
+                num_ranks=members.num_ranks,
+                device=members.device,
+            )
+        found = self._asked[key]
+        time_s = np.interp(payload, _ASKED_BYTES, found.time_s)
+        beyond = np.maximum(payload / _ASKED_BYTES[-1], 1.0)
+        return time_s * beyond, np.interp(payload, _ASKED_BYTES, found.trust)
 
 
 def _group(axes: Sequence[str], axis_sizes: Mapping[str, int]) -> tuple[_Group, int]:

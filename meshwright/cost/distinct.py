@@ -30,6 +30,13 @@ class NodeKinds:
     flop_scale: IntArray
     num_bytes: FloatArray
     """(K, 4)"""
+    family: IntArray
+    dtype: IntArray
+    dims: FloatArray
+    """(K, 4)"""
+    dims_scale: IntArray
+    """(K, 4)"""
+    flop_factor: FloatArray
     collectives: CollectiveColumns
     """Of these nodes alone; ``node`` is the kind."""
 
@@ -85,6 +92,11 @@ def node_kinds(columns: Columns) -> NodeKinds:
         flop=nodes.flop[first],
         flop_scale=nodes.flop_scale[first],
         num_bytes=nodes.num_bytes[first],
+        family=nodes.family[first],
+        dtype=nodes.dtype[first],
+        dims=nodes.dims[first],
+        dims_scale=nodes.dims_scale[first],
+        flop_factor=nodes.flop_factor[first],
         collectives=CollectiveColumns(
             node=kind[table.node[rows]],
             group=table.group[rows],
@@ -101,7 +113,14 @@ def _kinds(columns: Columns) -> tuple[IntArray, IntArray]:
     every = np.arange(len(nodes.flop))
     start = np.searchsorted(table.node, np.append(every, len(every)))
     within = np.arange(len(table.node)) - start[table.node]
-    own = [_bits(nodes.flop), nodes.flop_scale, *map(_bits, nodes.num_bytes.T), np.diff(start)]
+    own = [
+        _bits(nodes.flop),
+        *map(_bits, nodes.num_bytes.T),
+        *map(_bits, nodes.dims.T),
+        _bits(nodes.flop_factor),
+        _digits([nodes.flop_scale, *nodes.dims_scale.T, nodes.dtype, nodes.family]),
+        np.diff(start),
+    ]
     sent = [_bits(table.num_bytes), table.group, table.scale]
     of_node = np.zeros(len(every), dtype=np.uint64)
     np.add.at(of_node, table.node, _hashes([*sent, within]))
@@ -119,6 +138,14 @@ def _kinds(columns: Columns) -> tuple[IntArray, IntArray]:
 
 def _bits(amounts: FloatArray) -> IntArray:
     return np.ascontiguousarray(amounts).view(np.int64)
+
+
+def _digits(columns: Sequence[IntArray]) -> IntArray:
+    """One number for each row of small ones, below 64 each."""
+    found = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        found = found * 64 + column
+    return found
 
 
 def _hashes(columns: Sequence[NDArray[Any]]) -> NDArray[np.uint64]:

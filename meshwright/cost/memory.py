@@ -12,6 +12,7 @@ A rank of stage s holds at its worst moment the largest of three sums. While com
   + gathered           ZeRO 3: parameters of two neighboring segments
   + transient          values alive inside the segment at work
   + communication      a bucket of gradients (two from ZeRO 2 on), values received or sent
+  + allocator          a share of gradients to communication, as calibrated
 
 after the last backward: parameters + optimizer + inputs + gradients + the last bucket; and
 while the optimizer steps the same with its temporaries instead (the fp32 copy of the gradients, one
@@ -53,6 +54,7 @@ CAUSES = (
     "transient",
     "communication",
     "optimizer_step",
+    "allocator",
 )
 
 
@@ -99,6 +101,8 @@ def stage_memory(
     gathered_bytes: tuple[FloatArray, FloatArray],
     crossing_bytes: FloatArray,
     is_rounded: bool,
+    allocator_share: float = 0.0,
+    is_in_place: bool = False,
 ) -> StageMemory:
     """Peak memory of every stage.
 
@@ -111,6 +115,8 @@ def stage_memory(
             its backward.
         crossing_bytes: (stages,) received and sent in one micro-batch.
         is_rounded: the allocator rounds up to 512 bytes.
+        allocator_share: what it holds unused, over what comes and goes in a micro-batch.
+        is_in_place: gradients are added to buffers that are always there and reduced in them.
     """
     num_stages, num_segments = len(request.starts), table.num_segments
     by_number = _stage_of(request, num_segments)
@@ -119,16 +125,13 @@ def stage_memory(
     stage_of = by_number[order]
     starts = np.searchsorted(stage_of, np.arange(num_stages))
     saved = _saved_by_segment(table, request, by_number, is_rounded)[order]
-    gradient = state.gradient_bytes[placed.parameter]
-    here = sums_by(placed.segment, gradient, num_segments)[order]
+    here = sums_by(placed.segment, state.gradient_bytes[placed.parameter], num_segments)[order]
     transient = table.transient_bytes(request.split, request.policies)[:, order]
     there, back = _gathered(gathered_bytes[0][order], gathered_bytes[1][order], stage_of)
 
-    def per_stage(amount: FloatArray) -> FloatArray:
-        return sums_by(placed.stage, amount[placed.parameter], num_stages)
-
     def of_groups(amount: FloatArray) -> FloatArray:
-        return _of_groups(per_stage(amount), request.num_groups)
+        per_stage = sums_by(placed.stage, amount[placed.parameter], num_stages)
+        return _of_groups(per_stage, request.num_groups)
 
     gradients = of_groups(state.gradient_bytes)
     before = np.concatenate([[0.0], np.cumsum(saved)])
@@ -136,12 +139,13 @@ def stage_memory(
     # What the segment at work has made is among its transients.
     made = _made(here, starts, stage_of) - here
     buckets, last = _buckets(request, state, placed, starts, order, stage_of)
+    if is_in_place:
+        made, buckets, last = 0 * made, 0 * buckets, 0 * last
     forward = kept + transient[0] + there
     backward = kept + made + transient[1] + back + buckets
-    best_forward = _argmax_by_stage(forward, starts, stage_of)
-    best_backward = _argmax_by_stage(backward, starts, stage_of)
-    in_backward = backward[best_backward] >= forward[best_forward]
-    moment = np.where(in_backward, best_backward, best_forward)
+    first, second = (_argmax_by_stage(held, starts, stage_of) for held in (forward, backward))
+    in_backward = backward[second] >= forward[first]
+    moment = np.where(in_backward, second, first)
     zeros = np.zeros(num_stages)
     waiting = _waiting_of_stage(table, request, by_number, is_rounded)
     others = _held_by_others(request, np.add.reduceat(saved, starts), waiting)
@@ -149,7 +153,7 @@ def stage_memory(
         "parameters": of_groups(state.stored_bytes),
         "optimizer": of_groups(state.optimizer_bytes),
         "inputs": zeros + table.shared_bytes(request.split),
-        "accumulators": gradients * (request.split.num_microbatches * request.num_slices > 1),
+        "accumulators": gradients * (is_in_place or _num_parts(request) > 1),
         "gradients": np.where(in_backward, made[moment], 0.0),
         "activations": others + kept[moment],
         "gathered_parameters": np.where(in_backward, back[moment], there[moment]),
@@ -157,11 +161,27 @@ def stage_memory(
         "communication": np.where(in_backward, buckets[moment], 0.0) + crossing_bytes,
         "optimizer_step": zeros,
     }
-    staying = {cause: computing[cause] for cause in ("parameters", "optimizer", "inputs")}
-    after = {**dict.fromkeys(CAUSES, zeros), **staying, "gradients": gradients}
+    computing["allocator"] = allocator_share * _transients(computing)
+    after = {**_staying(computing), "accumulators" if is_in_place else "gradients": gradients}
     reducing = {**after, "communication": last}
     stepping = {**after, "optimizer_step": np.minimum(of_groups(state.step_bytes), STEP_BYTES)}
     return StageMemory(by_cause=_largest((computing, reducing, stepping)))
+
+
+def _num_parts(request: MemoryRequest) -> int:
+    """Backward passes of a step."""
+    return request.split.num_microbatches * request.num_slices
+
+
+def _staying(causes: dict[str, FloatArray]) -> dict[str, FloatArray]:
+    """What is still there after the last backward; nothing of the rest."""
+    names = ("parameters", "optimizer", "inputs")
+    return {cause: causes[cause] if cause in names else 0 * causes[cause] for cause in CAUSES}
+
+
+def _transients(causes: dict[str, FloatArray]) -> FloatArray:
+    names = ("gradients", "activations", "gathered_parameters", "transient", "communication")
+    return np.asarray(np.sum([causes[name] for name in names], axis=0))
 
 
 def _stage_of(request: MemoryRequest, num_segments: int) -> IntArray:

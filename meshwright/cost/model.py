@@ -1,11 +1,12 @@
-"""The analytic cost model: a plan's step time and peak memory from data sheets alone.
+"""The cost model: a plan's step time and peak memory.
+
+From data sheets alone, or with learned prices of operators and collectives (``cost.pricing``).
 
 Tables: ``table(shards, axis_sizes)`` takes one mapping for each segment *class*,
 ``table_of_segments(shards, axis_sizes, operators=())`` one for each *segment* (a mixture), with
 exceptions by operator number; see their docstrings. Both remember what they built.
 
-The margin of its interval is stated, not fitted: ``_FASTEST`` to ``_SLOWEST`` times the estimate.
-It shrinks when measurements replace the assumptions.
+The interval of a step time is that of its ``Pricing``; of an analytic one it is stated, not fitted.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ import numpy as np
 
 from meshwright.cluster.model import Cluster
 from meshwright.cost.base import Source
+from meshwright.cost.kind_times import batch_splits
 from meshwright.cost.memory import CAUSES
+from meshwright.cost.pricing import ANALYTIC, Pricing
 from meshwright.cost.reduction import data_traffic
+from meshwright.cost.sources import learned_share, learned_shares
 from meshwright.cost.step import Choice, StepCost, StepPricer
 from meshwright.cost.table import DATA_AXES, CollectiveCount, CostTable, Split
 from meshwright.cost.tabulate import Tabulator, Ways
@@ -36,7 +40,7 @@ from meshwright.spmd.layout import MICRO
 from meshwright.spmd.program import CollectiveKind
 from meshwright.spmd.wanted import Shard
 
-__all__ = ["AnalyticCostModel", "choice_of", "split_of"]
+__all__ = ["StepCostModel", "choice_of", "split_of"]
 
 TORCH_DTYPE = {
     Precision.FP64: "float64",
@@ -44,13 +48,6 @@ TORCH_DTYPE = {
     Precision.BF16: "bfloat16",
     Precision.FP16: "float16",
 }
-
-RESERVED_FRACTION = 0.08
-"""Share of an accelerator's memory kept free: context, communication library, fragmentation.
-Assumption; learned margins replace it."""
-
-_FASTEST, _SLOWEST = 0.8, 1.5
-"""Interval of the step time around the estimate. Assumption."""
 
 Shards = Sequence[Shard]
 _Item = TypeVar("_Item")
@@ -99,7 +96,7 @@ def _stage_splits(plan: ParallelPlan) -> tuple[Split, ...]:
     return found if any(own != split for own in found) else ()
 
 
-class AnalyticCostModel:
+class StepCostModel:
     """Prices plans for one graph, job and cluster; a ``CostModel``."""
 
     def __init__(
@@ -111,6 +108,7 @@ class AnalyticCostModel:
         cluster: Cluster,
         job: JobSpec,
         periods: Periods | None = None,
+        pricing: Pricing = ANALYTIC,
     ) -> None:
         """Tables are built when a plan first needs them, on a short graph where there is one.
 
@@ -121,6 +119,7 @@ class AnalyticCostModel:
             cluster: where the plans shall run.
             job: what they shall compute.
             periods: runs of equal units, for tables in a time nearly free of their number.
+            pricing: of operators and collectives, and how they join into a step.
 
         Raises:
             BadRequest: a device of the cluster has no unit for the job's precision.
@@ -131,11 +130,12 @@ class AnalyticCostModel:
         self.cluster = cluster
         self.job = job
         self.periods = periods
+        self.pricing = pricing
         self.pricer = StepPricer(
             cluster,
             dtype=TORCH_DTYPE[job.precision],
             optimizer=job.optimizer,
-            reserved_fraction=RESERVED_FRACTION,
+            pricing=pricing,
         )
         self.segment_classes = tuple(s.segment_class for s in segmentation.segments)
         self._tables: dict[tuple[object, ...], CostTable] = {}
@@ -213,7 +213,19 @@ class AnalyticCostModel:
     ) -> CostTable:
         ways = _ways(shards, operators)
         columns = self._tabulator.columns(ways, shards, sizes, operators, scaled=scaled)
-        return CostTable(columns, is_rounded=self.pricer.is_rounded)
+        return CostTable(
+            columns,
+            is_rounded=self.pricer.is_rounded,
+            batch_splits=self._batch_splits(sizes) if scaled else (),
+        )
+
+    def _batch_splits(self, sizes: Mapping[str, int]) -> tuple[tuple[int, int], ...]:
+        """Data-parallel ranks and micro-batches that meshes of these other axes may have."""
+        if self.pricing.operators is None or self.labels.batch is None:
+            return ()
+        inside = math.prod(n for axis, n in sizes.items() if axis not in (*DATA_AXES, MICRO))
+        batch = self.analysis.class_size[self.labels.batch]
+        return batch_splits(batch, self.cluster.num_devices // inside)
 
     def _common_sizes(
         self,
@@ -264,6 +276,12 @@ class AnalyticCostModel:
         choice = choice_of(plan, self.segment_classes)
         if not choice.stage_splits:
             return self.pricer.price(self.table_of_plan(plan), choice)
+        return self.pricer.price_stages(
+            self._stage_tables(plan, choice), choice, whole=self.whole_table(plan.num_microbatches)
+        )
+
+    def _stage_tables(self, plan: ParallelPlan, choice: Choice) -> list[CostTable]:
+        """One table for each stage, where stages have meshes of their own."""
         entries = plan.segment_plans(self.segment_classes)
         tables = []
         for split in choice.stage_splits:
@@ -279,9 +297,7 @@ class AnalyticCostModel:
                     [entry.operators_by_number for entry in entries],
                 )
             )
-        return self.pricer.price_stages(
-            tables, choice, whole=self.whole_table(plan.num_microbatches)
-        )
+        return tables
 
     def whole_table(self, num_microbatches: int) -> CostTable:
         """The cost table of one device: nothing is sharded.
@@ -296,10 +312,21 @@ class AnalyticCostModel:
     def predict(self, plan: ParallelPlan) -> Prediction:
         """Step time and peak memory of ``plan``; see ``CostModel``."""
         devices = {device for stage in plan.stages for device in stage.devices}
-        return self.prediction(self.cost(plan), len(devices))
+        cost = self.cost(plan)
+        return self.prediction(cost, len(devices), learned=self.learned_shares(plan, cost))
 
-    def prediction(self, cost: StepCost, num_devices: int) -> Prediction:
-        """``cost`` as a plan carries it."""
+    def learned_shares(self, plan: ParallelPlan, cost: StepCost) -> dict[str, float]:
+        """How far the time of ``plan`` is learned, by cause (``cost.sources``)."""
+        choice = choice_of(plan, self.segment_classes)
+        tables = self._stage_tables(plan, choice) or [self.table_of_plan(plan)] * len(plan.stages)
+        return learned_shares(self.pricer, tables, choice, cost.breakdown_s)
+
+    def prediction(
+        self, cost: StepCost, num_devices: int, *, learned: Mapping[str, float] = {}
+    ) -> Prediction:
+        """``cost`` as a plan carries it, with ``learned_shares``."""
+        share = learned_share(learned, cost.breakdown_s)
+        sources = {Source.LEARNED: share > 0, Source.ANALYTIC: share < 1}
         stage = cost.fullest_stage
         memory = {cause: int(np.ceil(cost.memory.by_cause[cause][stage])) for cause in CAUSES}
         graph = self.analysis.graph
@@ -309,7 +336,7 @@ class AnalyticCostModel:
         num_tokens = tokens_per_sample(graph, self.labels)
         return Prediction(
             step_time_s=time_s,
-            step_time_interval_s=(time_s * _FASTEST, time_s * _SLOWEST),
+            step_time_interval_s=self.pricing.interval_s(time_s, share),
             peak_memory_bytes=sum(memory.values()),
             memory_capacity_bytes=int(cost.capacity_bytes[stage]),
             fits=cost.fits,
@@ -318,7 +345,8 @@ class AnalyticCostModel:
                 None if num_tokens is None else num_tokens * self.job.global_batch / time_s
             ),
             samples_per_s=self.job.global_batch / time_s if time_s else 0.0,
-            source=[Source.ANALYTIC.value],
+            source=[source.value for source, is_in_it in sources.items() if is_in_it],
+            sources={cause: round(part, 4) for cause, part in learned.items()},
             breakdown=dict(cost.breakdown_s),
             memory_breakdown=memory,
         )

@@ -10,7 +10,8 @@ For a parameter of ``n`` local elements of ``e`` bytes, cut by ZeRO into chunks 
     copy the optimizer   -  | 4 n        c e | 4 c          -  | 4 c
     updates (fp32, fp64 | bf16, fp16)
 
-``m`` is 4 bytes in bf16 and fp16, else ``e``.
+``m`` is 4 bytes in bf16 and fp16, else ``e``. A calibration may say that parameters are stored, or
+gradients kept or reduced, in items of another size.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from meshwright.cost.calibration import DEFAULTS, Calibration
 from meshwright.cost.columns import FloatArray, IntArray, ParameterColumns
 from meshwright.cost.offload import with_offload
 from meshwright.errors import PlanRefused
@@ -50,6 +52,10 @@ class ParameterState:
     """Temporaries of the optimizer's step."""
     step_traffic_bytes: FloatArray
     """Read and written by the optimizer's step."""
+    clipping_bytes: FloatArray
+    """Read and written by gradient clipping."""
+    reduction_scale: FloatArray
+    """Bytes of a gradient as it is reduced over those in the parameter's type."""
     host_link_bytes: FloatArray
     """Gradients and parameters that go to the host and back in each step (``cost.offload``)."""
     host_step_bytes: FloatArray
@@ -101,10 +107,12 @@ class ParameterTable:
         dp_shard: int,
         optimizer: OptimizerSpec,
         offloaded: Sequence[bool] = (),
+        calibration: Calibration = DEFAULTS,
     ) -> ParameterState:
         """Bytes per parameter.
 
-        ``zero_stages`` and ``offloaded`` (empty: none) hold one entry for each segment.
+        ``zero_stages`` and ``offloaded`` (empty: none) hold one entry for each segment;
+        ``calibration`` tells of gradients and of the optimizer's traffic.
 
         Raises:
             PlanRefused: ZeRO would cut what operators already cut along its axis.
@@ -121,25 +129,31 @@ class ParameterTable:
         low = columns.is_low_precision
         chunk = np.where(zero > 0, self._chunk_elements(dp_shard), self._elements)
         state_item = np.where(low, _FLOAT32_BYTES, item)
-        copies = np.where(low, _FLOAT32_BYTES, np.where((zero == 1) | (zero == 2), item, 0))
+        stored_item = calibration.parameter_item_bytes or item
+        is_copied = low & (calibration.parameter_item_bytes < _FLOAT32_BYTES)
+        copies = np.where(is_copied, _FLOAT32_BYTES, np.where((zero == 1) | (zero == 2), item, 0))
         moments = _num_moments(optimizer)
         rounded = self._rounded
         cast = np.where(low & columns.has_gradient, rounded(chunk * _FLOAT32_BYTES), 0)
         temporary = optimizer.name == OptimizerName.ADAMW
+        kept_item = calibration.gradient_item_bytes or item
+        accesses = _accesses(optimizer) * state_item + np.where(low, 12, 0)
         found = ParameterState(
             zero_stage=zero,
             local_bytes=self._elements * item,
             chunk_bytes=chunk * item,
             padded_bytes=np.where(zero > 0, float(dp_shard), 1.0) * chunk * item,
-            stored_bytes=rounded(np.where(zero == 3, chunk, self._elements) * item),
+            stored_bytes=rounded(np.where(zero == 3, chunk, self._elements) * stored_item),
             optimizer_bytes=rounded(chunk * copies) + moments * rounded(chunk * state_item),
             gradient_bytes=np.where(
                 columns.has_gradient,
-                rounded(np.where(zero >= 2, chunk, self._elements) * item),
+                rounded(np.where(zero >= 2, chunk, self._elements) * kept_item),
                 0.0,
             ),
             step_bytes=cast + (rounded(chunk * state_item) if temporary else 0.0),
-            step_traffic_bytes=chunk * (_accesses(optimizer) * state_item + np.where(low, 12, 0)),
+            step_traffic_bytes=chunk * accesses * calibration.optimizer_traffic,
+            clipping_bytes=chunk * kept_item * columns.has_gradient * calibration.clipping_passes,
+            reduction_scale=(calibration.reduction_item_bytes or item) / np.maximum(item, 1),
             host_link_bytes=np.zeros(len(chunk)),
             host_step_bytes=np.zeros(len(chunk)),
         )

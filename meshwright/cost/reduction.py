@@ -69,8 +69,7 @@ def data_traffic(
     columns = table.columns.parameters
     active = tuple(axis for axis in DATA_AXES if split.sizes[axis] > 1)
     groups, group_of = table.parameters.gradient_groups(active, is_scaled=table.columns.is_scaled)
-    once: list[Payload] = []
-    every: list[Payload] = []
+    once, every = list[Payload](), list[Payload]()
     row, stage = placed.parameter, placed.stage
     zero = state.zero_stage[row]
     has_gradient = columns.has_gradient[row]
@@ -84,7 +83,8 @@ def data_traffic(
     ) -> None:
         axes = tuple(axis for axis in axes if split.sizes.get(axis, 1) > 1)
         if axes and rows.any():
-            total = sums_by(stage[rows], amount[row[rows]], num_stages)
+            sent = amount * state.reduction_scale
+            total = sums_by(stage[rows], sent[row[rows]], num_stages)
             found.append(Payload(kind=kind, axes=axes, num_bytes=total))
 
     for group, axes in enumerate(groups):

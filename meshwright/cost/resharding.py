@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from meshwright.cost.collectives import CollectivePrices, collective_time_s
+from meshwright.cost.collectives import CollectivePrices
 from meshwright.cost.columns import BACKWARD, FORWARD, IntArray
 from meshwright.cost.compression import Codec
 from meshwright.cost.table import CostTable, Split
@@ -96,9 +96,7 @@ def resharding_time_s(
     if target_bytes > _TOLERANCE * came:
         ways = min(max(round(target_bytes / came), 2), target[1])
         ranks = range(target[0], target[0] + ways)
-        seconds += collective_time_s(
-            CollectiveKind.ALL_GATHER, target_bytes, cluster=prices.cluster, ranks=ranks
-        )
+        seconds += prices.time_of_ranks_s(CollectiveKind.ALL_GATHER, target_bytes, ranks)
     return seconds
 
 

@@ -21,20 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meshwright.cluster.model import Device
+from meshwright.cost.calibration import DEFAULTS, Calibration
+from meshwright.cost.pricing import OperatorPricer, Priced
+from meshwright.cost.training_kernels import PLAIN, TrainingKernels, as_forward
+from meshwright.cost.work import OperatorWork
 
-__all__ = ["Roofline", "roofline_of"]
+__all__ = ["BoundPricer", "Roofline", "roofline_of"]
 
-_GPU_FLOP_EFFICIENCY = 0.7
-"""Share of the dense peak that large matrix products reach. Assumption: cuBLAS bf16 on A100 and
-H100 reaches about 0.65 to 0.8 of the data sheet at the sizes of large transformers."""
 
-_GPU_MEMORY_EFFICIENCY = 0.8
-"""Share of the memory bandwidth that streaming kernels reach. Assumption (BabelStream: 0.85-0.92;
-strided and reducing kernels less)."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BoundPricer:
+    """A pricer bound to a type of device; equal to itself alone: times are remembered by it."""
 
-_CPU_FLOP_EFFICIENCY = 0.5
-_CPU_MEMORY_EFFICIENCY = 0.7
-"""Assumptions; the CPU's peak is itself an upper estimate (``cluster.cpu``)."""
+    pricer: OperatorPricer
+    device: Device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +52,40 @@ class Roofline:
     """Launches hide behind the device's work."""
     to_host_bytes_per_s: float = 0.0
     """Reached to and from the host's memory, efficiency included; 0: no way there."""
+    pointwise_traffic: float = 1.0
+    """Share of the traffic of element-wise operators that is left after fusion."""
+    matmul_dtype: str = ""
+    """What the products of linear layers are done in, where not as the job's precision says."""
+    kernels: TrainingKernels = PLAIN
+    """What training adds to the price of an operator."""
+    learned: BoundPricer | None = None
+    """Prices operators in place of the rates above."""
 
     def device_time_s(
         self, flop: NDArray[np.float64], num_bytes: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Time of each operator on the device, without its launch."""
         return np.asarray(np.maximum(flop / self.flop_per_s, num_bytes / self.bytes_per_s))
+
+    def operators(self, work: OperatorWork, *, is_cast: NDArray[np.bool_]) -> Priced:
+        """Learned prices of ``work`` as training runs it; only where ``learned``."""
+        assert self.learned is not None, "a learned price"
+        forward, times = as_forward(work)
+        found = self.learned.pricer.operators(forward, self.learned.device)
+        time_s = self.trained_s(found.time_s * times, work, is_cast=is_cast)
+        return Priced(time_s=time_s, trust=found.trust)
+
+    def trained_s(
+        self, time_s: NDArray[np.float64], work: OperatorWork, *, is_cast: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """``time_s`` of ``work`` with what training adds (``cost.training_kernels``)."""
+        return self.kernels.times_s(
+            time_s,
+            work,
+            is_cast=is_cast,
+            flop_per_s=self.flop_per_s,
+            bytes_per_s=self.bytes_per_s,
+        )
 
     def exposed_launch_s(
         self, device_s: NDArray[np.float64], num_launches: NDArray[np.float64]
@@ -69,20 +97,43 @@ class Roofline:
         return np.asarray(host_s)
 
 
-def roofline_of(device: Device, dtype: str) -> Roofline:
+def roofline_of(
+    device: Device,
+    dtype: str,
+    *,
+    calibration: Calibration = DEFAULTS,
+    operators: OperatorPricer | None = None,
+) -> Roofline:
     """The roofline of ``device`` for a torch dtype name.
 
+    Args:
+        device: by its data sheet.
+        dtype: whose peak counts.
+        calibration: efficiencies.
+        operators: what prices operators; ``None``: the roofline itself.
+
     Raises:
-        BadRequest: the device has no unit for ``dtype``.
+        BadRequest: the device has no unit for ``dtype``, or for the type products are cast to.
     """
     is_cpu = device.name == "cpu"
-    peak = device.peak_flop_per_s(dtype)
+    known = calibration
+    peak = device.peak_flop_per_s(known.matmul_dtype or dtype)
+    flop_share = known.cpu_flop_efficiency if is_cpu else known.flop_efficiency
+    memory_share = known.cpu_memory_efficiency if is_cpu else known.memory_efficiency
     return Roofline(
-        flop_per_s=peak * (_CPU_FLOP_EFFICIENCY if is_cpu else _GPU_FLOP_EFFICIENCY),
+        flop_per_s=peak * flop_share,
         peak_flop_per_s=peak,
-        bytes_per_s=device.memory_bytes_per_s
-        * (_CPU_MEMORY_EFFICIENCY if is_cpu else _GPU_MEMORY_EFFICIENCY),
-        launch_latency_s=device.launch_latency_s,
+        bytes_per_s=device.memory_bytes_per_s * memory_share,
+        launch_latency_s=device.launch_latency_s * known.launch_scale,
         queue_runs_ahead=not is_cpu,
-        to_host_bytes_per_s=device.to_host_bytes_per_s * _GPU_MEMORY_EFFICIENCY,
+        to_host_bytes_per_s=device.to_host_bytes_per_s * known.memory_efficiency,
+        pointwise_traffic=known.pointwise_traffic,
+        matmul_dtype=known.matmul_dtype,
+        kernels=TrainingKernels(
+            attention_forward=known.attention_forward_efficiency,
+            attention_backward=known.attention_backward_efficiency,
+            sustained=device.sustained_share,
+            cast_bytes=known.cast_bytes,
+        ),
+        learned=None if operators is None else BoundPricer(pricer=operators, device=device),
     )

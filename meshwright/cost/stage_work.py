@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
+from meshwright.cost.calibration import Calibration
 from meshwright.cost.collectives import CollectivePrices
 from meshwright.cost.columns import FloatArray, IntArray, sums_by
 from meshwright.cost.offload import offload_time_s
@@ -16,14 +19,15 @@ from meshwright.cost.roofline import Roofline
 from meshwright.cost.table import CostTable, Split
 from meshwright.plans.plan import Recompute
 
-__all__ = ["StageOrder", "StageWork", "merged_columns", "stage_work", "work_parts"]
-
-OVERLAP_FRACTION = 0.8
-"""Share of a function's compute that communication started early can hide behind. Assumption: the
-first bucket is ready only after the first backward segment, and the last has nothing behind it."""
-
-OVERLAP_SLOWDOWN = 0.19
-"""Compute slows by this much while a collective runs beside it (arXiv 2507.03114, average)."""
+__all__ = [
+    "StageOrder",
+    "StageWork",
+    "exposed_s",
+    "merged_columns",
+    "overlap_terms",
+    "stage_work",
+    "work_parts",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +105,7 @@ def stage_work(
     state: ParameterState,
     placed: StageParameters,
     tied_s: FloatArray,
+    calibration: Calibration,
 ) -> StageWork:
     """Work of every stage, as if each had ``table`` and ``split``.
 
@@ -116,18 +121,16 @@ def stage_work(
         state: bytes of every parameter.
         placed: which parameters live where.
         tied_s: (stages,) seconds of exchanging tied gradients.
+        calibration: how far communication hides.
     """
-    size = len(order.starts)
     times = {
-        roofline: table.segment_times(split, policies, roofline=roofline, prices=prices)
-        for roofline in set(rooflines)
+        r: table.segment_times(split, policies, roofline=r, prices=prices) for r in set(rooflines)
     }
 
     def stages(field: str) -> FloatArray:
         amounts = {roofline: getattr(found, field) for roofline, found in times.items()}
         return _by_stage(amounts, order, rooflines)
 
-    free_s = np.array([times[roofline].free_s for roofline in rooflines])
     hides = np.array([roofline.queue_runs_ahead for roofline in rooflines])
     forward_s, backward_s = stages("forward_s"), stages("backward_s")
 
@@ -137,29 +140,32 @@ def stage_work(
         )
 
     def reduce(payloads: tuple[Payload, ...]) -> FloatArray:
-        return traffic_times_s(payloads, split, prices, bucket_bytes=bucket_bytes, size=size)
+        return traffic_times_s(
+            payloads, split, prices, bucket_bytes=bucket_bytes, size=len(order.starts)
+        )
 
-    every_s = reduce(traffic.every_backward)
+    exposed = partial(exposed_s, hides=hides, calibration=calibration)
+    alone = 1 - calibration.tensor_overlap * hides
     forward = {
-        "compute": forward_s + free_s,
+        "compute": forward_s + np.array([times[roofline].free_s for roofline in rooflines]),
         "launch": stages("forward_launch_s"),
-        "tp_communication": stages("forward_communication_s"),
-        "zero_gather": exposed_s(gather(traffic.forward_gather), forward_s, hides),
+        "tp_communication": alone * stages("forward_communication_s"),
+        "zero_gather": exposed(gather(traffic.forward_gather), forward_s),
     }
     backward = {
         "compute": backward_s,
         "launch": stages("backward_launch_s"),
-        "tp_communication": stages("backward_communication_s"),
-        "zero_gather": exposed_s(gather(traffic.backward_gather), backward_s, hides),
-        "dp_communication": exposed_s(every_s, backward_s, hides),
+        "tp_communication": alone * stages("backward_communication_s"),
+        "zero_gather": exposed(gather(traffic.backward_gather), backward_s),
+        "dp_communication": exposed(reduce(traffic.every_backward), backward_s),
     }
-
     tail = {
         "compute": np.array([times[roofline].prologue_s for roofline in rooflines]),
-        "dp_communication": exposed_s(reduce(traffic.once), backward_s, hides)
-        + gather(traffic.publish[0])
+        "dp_communication": exposed(reduce(traffic.once), backward_s)
+        + _published_s(gather(traffic.publish[0]), forward_s, hides, calibration)
         + tied_s,
         "optimizer": _optimizer_s(state, placed, rooflines),
+        "clipping": _memory_time_s(state.clipping_bytes, placed, rooflines),
     }
     return StageWork(forward=forward, backward=backward, tail=tail)
 
@@ -220,8 +226,15 @@ def _optimizer_s(
         per_stage(state.host_step_bytes),
         link_bytes_per_s=np.array([r.to_host_bytes_per_s for r in rooflines]),
     )
-    bytes_per_s = np.array([roofline.bytes_per_s for roofline in rooflines])
-    return np.asarray(per_stage(state.step_traffic_bytes) / bytes_per_s + offload_s)
+    return _memory_time_s(state.step_traffic_bytes, placed, rooflines) + offload_s
+
+
+def _memory_time_s(
+    num_bytes: FloatArray, placed: StageParameters, rooflines: Sequence[Roofline]
+) -> FloatArray:
+    """(stages,) seconds of reading and writing ``num_bytes``, (parameters,), once."""
+    total = sums_by(placed.stage, num_bytes[placed.parameter], len(rooflines))
+    return np.asarray(total / np.array([roofline.bytes_per_s for roofline in rooflines]))
 
 
 def _by_stage(
@@ -232,10 +245,37 @@ def _by_stage(
     return np.array([sums[roofline][stage] for stage, roofline in enumerate(rooflines)])
 
 
-def exposed_s(communication_s: FloatArray, compute_s: FloatArray, hides: np.ndarray) -> FloatArray:
-    """What communication adds to compute it may run beside, the slowed compute included.
+def exposed_s(
+    communication_s: FloatArray,
+    compute_s: FloatArray,
+    hides: NDArray[np.bool_],
+    calibration: Calibration,
+) -> FloatArray:
+    """What communication adds to compute it may run beside, each slowed by the other.
 
     On a CPU nothing hides: the cores that compute also move the bytes.
     """
-    hidden = np.where(hides, np.minimum(communication_s, OVERLAP_FRACTION * compute_s), 0.0)
-    return np.asarray(communication_s - (1 - OVERLAP_SLOWDOWN) * hidden)
+    longer, gain = overlap_terms(calibration)
+    beside_s = np.minimum(longer * communication_s, calibration.overlap_fraction * compute_s)
+    return np.asarray(communication_s - gain * np.where(hides, beside_s, 0.0))
+
+
+def _published_s(
+    communication_s: FloatArray,
+    forward_s: FloatArray,
+    hides: NDArray[np.bool_],
+    calibration: Calibration,
+) -> FloatArray:
+    """What the gather of updated parameters adds to the step."""
+    beside = replace(calibration, overlap_fraction=calibration.publish_overlap)
+    return exposed_s(communication_s, forward_s, hides, beside)
+
+
+def overlap_terms(calibration: Calibration) -> tuple[float, float]:
+    """How much longer communication takes beside compute; what a second side by side saves.
+
+    In that second ``1 / longer`` seconds of communication are done, and compute falls back by its
+    own slow-down.
+    """
+    longer = 1 + calibration.communication_slowdown
+    return longer, max(1 / longer - calibration.compute_slowdown, 0.0)

@@ -18,6 +18,7 @@ import numpy as np
 
 from meshwright.cluster.model import Cluster, Device
 from meshwright.cost.breakdown import step_breakdown_s
+from meshwright.cost.calibration import Calibration
 from meshwright.cost.choice import TIME_CAUSES, Choice, StepCost
 from meshwright.cost.collectives import CollectivePrices
 from meshwright.cost.columns import FORWARD, FloatArray, IntArray, sums_by
@@ -25,6 +26,7 @@ from meshwright.cost.compression import codec_of
 from meshwright.cost.memory import MemoryRequest, StageMemory, stage_memory
 from meshwright.cost.parameters import ParameterState, StageParameters
 from meshwright.cost.pipeline import Transfers, inputs_of_crossing, step_lower_bound_s
+from meshwright.cost.pricing import ANALYTIC, Pricing
 from meshwright.cost.reduction import DataTraffic, data_traffic
 from meshwright.cost.resharding import crossing_of, transfer_time_s
 from meshwright.cost.roofline import Roofline, roofline_of
@@ -55,7 +57,7 @@ class StepPricer:
         *,
         dtype: str,
         optimizer: OptimizerSpec,
-        reserved_fraction: float,
+        pricing: Pricing = ANALYTIC,
     ) -> None:
         """Price for a torch dtype name.
 
@@ -63,22 +65,34 @@ class StepPricer:
             cluster: where it runs.
             dtype: element type whose peak counts.
             optimizer: what steps the parameters.
-            reserved_fraction: share of accelerator memory that is not ours to plan with.
+            pricing: of operators and collectives on accelerators, and how they join.
+
+        Raises:
+            BadRequest: a device has no unit for the type.
         """
         self.cluster = cluster
-        self.prices = CollectivePrices(cluster)
+        self.pricing = pricing
+        self.calibration = calibration = pricing.calibration
+        self.prices = CollectivePrices(
+            cluster, pricer=pricing.collectives, link_efficiency=calibration.link_efficiency
+        )
         self.optimizer = optimizer
         self.rooflines: dict[str, Roofline] = {
-            device.name: roofline_of(device, dtype) for device in cluster.devices
-        }
-        self._usable = {
-            device.name: int(
-                device.memory_bytes * (1.0 if device.name == "cpu" else 1 - reserved_fraction)
+            device.name: roofline_of(
+                device,
+                dtype,
+                calibration=calibration,
+                operators=None if device.name == "cpu" else pricing.operators,
             )
             for device in cluster.devices
         }
+        self._usable = {
+            device.name: _usable_bytes(device, calibration) for device in cluster.devices
+        }
         self.is_rounded = any(device.name != "cpu" for device in cluster.devices)
         """Whether the allocator rounds (any accelerator)."""
+        self.allocator_share = calibration.allocator_share if self.is_rounded else 0.0
+        """What an accelerator's allocator holds unused (``cost.memory``)."""
         self._places = Places(cluster)
         self._orders: dict[tuple[object, ...], StageOrder] = {}
         self._stage_devices: dict[tuple[int, int], tuple[Device, int]] = {}
@@ -101,20 +115,23 @@ class StepPricer:
         return self._usable[device]
 
     def bound_s(self, table: CostTable, choice: Choice) -> float:
-        """What a choice takes at least: its segments' own work, without data parallelism."""
-        roofline = max(self.rooflines.values(), key=lambda r: r.flop_per_s)
-        times = table.segment_times(
-            choice.split, choice.policies, roofline=roofline, prices=self.prices
-        )
+        """What a choice takes at least: its segments' own work, without data parallelism.
+
+        Each on the type of device that is fastest at it.
+        """
+        each = [
+            table.segment_times(choice.split, choice.policies, roofline=one, prices=self.prices)
+            for one in self.rooflines.values()
+        ]
         order = self._order(choice, table.num_segments)
-        forward_s = order.sums(
-            times.forward_s + times.forward_launch_s + times.forward_communication_s
-        )
+        forwards = [t.forward_s + t.forward_launch_s + t.forward_communication_s for t in each]
+        forward_s = order.sums(np.min(forwards, axis=0))
+        total_s = order.sums(np.min([times.total_s for times in each], axis=0))
         num_stages = len(forward_s)
         crossing = table.crossing_bytes(choice.split, order.stage_of) if num_stages > 1 else {}
         return step_lower_bound_s(
             forward_s.tolist(),
-            (order.sums(times.total_s) - forward_s).tolist(),
+            (total_s - forward_s).tolist(),
             choice.split.num_microbatches,
             stage_inputs=inputs_of_crossing(crossing, num_stages),
             num_groups=choice.num_groups,
@@ -177,6 +194,7 @@ class StepPricer:
                 backward_transfer_s=backward_s,
                 latency_s=self._latency_s(choice),
                 simulate=simulate,
+                calibration=self.calibration,
             ),
             memory=merged_memory(memories, fullest),
             capacity_bytes=np.array([part.capacity_bytes for part in parts])[fullest, every],
@@ -268,6 +286,8 @@ class StepPricer:
             ),
             crossing_bytes=passing,
             is_rounded=self.is_rounded,
+            allocator_share=self.allocator_share,
+            is_in_place=bool(self.calibration.accumulates_in_place),
         )
         return work, memory
 
@@ -300,6 +320,7 @@ class StepPricer:
             state=state,
             placed=placed,
             tied_s=self._tied_s(traffic, choice),
+            calibration=self.calibration,
         )
         puts_off = choice.schedule is ScheduleName.ZB_H1
         if puts_off or choice.token_slices:
@@ -316,6 +337,19 @@ class StepPricer:
             )
             work = replace(work, parts=parts)
         return work, traffic
+
+    def traffic(self, table: CostTable, choice: Choice, split: Split) -> DataTraffic:
+        """What data parallelism communicates in a step, if every stage had ``table``."""
+        stage_of = self._order(choice, table.num_segments).stage_of
+        state, placed = self._parameters(table, choice, stage_of, split)
+        return data_traffic(
+            table,
+            split,
+            choice.policies,
+            state=state,
+            placed=placed,
+            num_stages=len(choice.starts),
+        )
 
     def segment_work(self, table: CostTable, choice: Choice) -> StageWork:
         """Work of every segment as if each were a stage in the place of the choice's first.
@@ -369,6 +403,8 @@ class StepPricer:
         self, table: CostTable, choice: Choice, stage_of: IntArray, split: Split
     ) -> tuple[ParameterState, StageParameters]:
         dp_shard = split.sizes["dp_shard"]
+        if self.calibration.shards_over_context:
+            dp_shard *= split.sizes.get("cp", 1)
         key = (id(table), choice.zero_stages, dp_shard, choice.offloaded)
         if key not in self._states:
             self._states[key] = table.parameters.state(
@@ -376,6 +412,7 @@ class StepPricer:
                 dp_shard=dp_shard,
                 optimizer=self.optimizer,
                 offloaded=choice.offloaded,
+                calibration=self.calibration,
             )
         place = (id(table), choice.starts, choice.stage_of_segment)
         if place not in self._placed:
@@ -442,3 +479,11 @@ class StepPricer:
     @staticmethod
     def _ways(tables: Sequence[CostTable], choice: Choice) -> list[tuple[CostTable, Split]]:
         return [(table, choice.split_of(stage)) for stage, table in enumerate(tables)]
+
+
+def _usable_bytes(device: Device, calibration: Calibration) -> int:
+    """Memory that is ours to plan with."""
+    if device.name == "cpu":
+        return int(device.memory_bytes)
+    share = (1 - calibration.reserved_fraction) / (1 + calibration.memory_margin)
+    return max(int(device.memory_bytes * share) - calibration.reserved_bytes, 0)

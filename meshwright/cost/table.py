@@ -7,10 +7,9 @@ the labels each axis shards and the sizes of the axes inside a layer (``cp``, ``
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,60 +23,25 @@ from meshwright.cost.columns import (
     Columns,
     FloatArray,
     IntArray,
-    scale_weights,
     sums_by,
 )
-from meshwright.cost.compression import codec_of
-from meshwright.cost.distinct import NodeKinds, SegmentSums, node_kinds
-from meshwright.cost.neighbors import exposed_ring_s
+from meshwright.cost.distinct import NodeKinds, SegmentSums
+from meshwright.cost.kind_times import KindPrices, KindTimes
 from meshwright.cost.parameters import ParameterTable
 from meshwright.cost.put_off import PutOff, put_off
 from meshwright.cost.roofline import Roofline
-from meshwright.plans.plan import Compression, Recompute
+from meshwright.cost.split import DATA_AXES, Split
+from meshwright.cost.work import OperatorWork
+from meshwright.plans.plan import Recompute
 from meshwright.spmd.program import CollectiveKind
 
-__all__ = ["SLICE_SHARES", "CollectiveCount", "CostTable", "SegmentTimes", "Split"]
-
-DATA_AXES = ("dp_replicate", "dp_shard")
-_INSIDE_OPERATORS = frozenset({CollectiveKind.HALO, CollectiveKind.RING})
+__all__ = ["DATA_AXES", "SLICE_SHARES", "CollectiveCount", "CostTable", "SegmentTimes", "Split"]
 
 SLICE_SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares of a sequence for which ``CostTable.slice_times`` says what works token by token takes:
 ``forward_compute_I`` and ``forward_communication_I`` of share I, attention left out of compute;
 besides ``forward_attention`` of whole sequences and ``forward_host``, all launches, hidden or not.
 ``backward_...`` likewise; all (segments,)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """How a batch is split, and where its mesh lies."""
-
-    axis_sizes: tuple[tuple[str, int], ...]
-    """Every mesh axis."""
-    num_microbatches: int
-    num_stages: int
-    first_device: int = 0
-    """Of the ``num_stages`` stages, which lie side by side."""
-    batch_scale: float = 1.0
-    """Samples of a rank over those of an even share."""
-    compression: Compression = Compression.NONE
-    """Of what collectives inside segments carry along ``tp``, where that is faster."""
-
-    @property
-    def num_devices(self) -> int:
-        """Devices of one stage."""
-        return math.prod(size for _, size in self.axis_sizes)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """``axis_sizes`` as a mapping."""
-        return dict(self.axis_sizes)
-
-    @property
-    def data_parallel(self) -> int:
-        """Devices the batch is split over."""
-        sizes = self.sizes
-        return sizes["dp_replicate"] * sizes["dp_shard"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +60,9 @@ class SegmentTimes:
     """Of what every stage computes for itself in each micro-batch."""
     prologue_s: float
     """Once in a step."""
+    learned_s: FloatArray
+    """Part of ``forward_s`` and ``backward_s`` that is learned: each operator's time times the
+    trust in its price."""
 
     @property
     def total_s(self) -> FloatArray:
@@ -122,37 +89,58 @@ class CollectiveCount:
 class CostTable:
     """All amounts of one sharded graph; see the module docstring."""
 
-    def __init__(self, columns: Columns, *, is_rounded: bool) -> None:
+    def __init__(
+        self,
+        columns: Columns,
+        *,
+        is_rounded: bool,
+        batch_splits: Sequence[tuple[int, int]] = (),
+    ) -> None:
         """From the columns of a sharded graph.
 
         Args:
             columns: serve any number of data-parallel ranks and micro-batches if they are scaled;
                 otherwise only the sharded graph's own.
             is_rounded: the device's allocator rounds every tensor up to 512 bytes.
+            batch_splits: data-parallel ranks and micro-batches that may be asked for; a learned
+                model prices them in one batch.
         """
         self.columns = columns
         self.parameters = ParameterTable(self.columns.parameters, is_rounded=is_rounded)
         self.recompute = RecomputeAnalysis(self.columns)
         self.num_segments = self.columns.num_segments
+        self._prices = KindPrices(self.columns, item_bytes=self.item_bytes, splits=batch_splits)
         self._activations: dict[tuple[Recompute, ...], Activations] = {}
         self._times: dict[tuple[object, ...], SegmentTimes] = {}
         self._segment_sums: dict[tuple[tuple[Recompute, ...], int], SegmentSums] = {}
         self._slice_times: dict[tuple[object, ...], dict[str, FloatArray]] = {}
         self._put_off: PutOff | None = None
-        self._kind_times: dict[tuple[object, ...], tuple[FloatArray, FloatArray]] = {}
         self._crossings: dict[bytes, tuple[IntArray, IntArray]] = {}
         self._saved: dict[tuple[object, ...], tuple[IntArray, IntArray]] = {}
         self._transients: dict[tuple[object, ...], FloatArray] = {}
         self._data, self._early = self._shared_values()
 
+    def with_kept(self, is_kept: NDArray[np.bool_]) -> CostTable:
+        """The same table where selective recompute keeps the results of other nodes, (nodes,)."""
+        nodes = replace(self.columns.nodes, is_kept=is_kept)
+        return self._with_columns(replace(self.columns, nodes=nodes))
+
+    def with_value_bytes(self, num_bytes: FloatArray) -> CostTable:
+        """The same table where storages take (values,) bytes of memory; times stay."""
+        values = replace(self.columns.values, num_bytes=num_bytes)
+        return self._with_columns(replace(self.columns, values=values))
+
+    def _with_columns(self, columns: Columns) -> CostTable:
+        found = copy(self)
+        found.columns = columns
+        found.recompute = RecomputeAnalysis(found.columns)
+        found._activations, found._times, found._segment_sums = {}, {}, {}
+        found._slice_times, found._saved, found._transients = {}, {}, {}
+        return found
+
     def weights(self, split: Split) -> FloatArray:
         """Factors for amounts that the columns leave to the batch axes."""
-        if not self.columns.is_scaled:
-            return np.ones(4)
-        return scale_weights(
-            data_parallel=split.data_parallel / split.batch_scale,
-            num_microbatches=split.num_microbatches,
-        )
+        return self._prices.weights(split)
 
     @property
     def item_bytes(self) -> int:
@@ -191,85 +179,32 @@ class CostTable:
         sizes["dp_replicate"] = 1
         return replace(split, axis_sizes=tuple(sizes.items()))
 
-    @cached_property
-    def _kinds(self) -> NodeKinds:
-        return node_kinds(self.columns)
+    @property
+    def kinds(self) -> NodeKinds:
+        """The kinds of nodes there are."""
+        return self._prices.kinds
+
+    def times_of_kinds(
+        self, split: Split, roofline: Roofline, prices: CollectivePrices
+    ) -> KindTimes:
+        """Times of a node of each of ``kinds``."""
+        return self._prices.times(self._merged(split), roofline, prices)
+
+    def operator_work(self, split: Split, roofline: Roofline) -> tuple[OperatorWork, IntArray]:
+        """Work of the kinds that do anything on the device, and (N,) kind of each row."""
+        return self._prices.operator_work([self.weights(split)], roofline), self._prices.work.rows
 
     def _times_of_nodes(
         self, split: Split, roofline: Roofline, prices: CollectivePrices
     ) -> tuple[FloatArray, FloatArray]:
         """Device time and communication time of every node."""
-        kind = self._kinds.kind_of_node
-        device_s, communication_s = self._times_of_kinds(split, roofline, prices)
-        return device_s[kind], communication_s[kind]
-
-    def _times_of_kinds(
-        self, split: Split, roofline: Roofline, prices: CollectivePrices
-    ) -> tuple[FloatArray, FloatArray]:
-        """Device time and communication time of a node of each kind, once."""
-        key = (split, roofline)
-        if key not in self._kind_times:
-            kinds, weights = self._kinds, self.weights(split)
-            device_s = roofline.device_time_s(
-                kinds.flop * weights[kinds.flop_scale], kinds.num_bytes @ weights
-            )
-            table = kinds.collectives
-            each_s = np.zeros(len(table.node))
-            payload = table.num_bytes * weights[table.scale]
-            for group, (kind, axes) in enumerate(table.groups):
-                rows = table.group == group
-                each_s[rows] = prices.time_s(
-                    kind,
-                    payload[rows],
-                    axes=self.actual_axes(axes),
-                    axis_sizes=split.sizes,
-                    num_stages=split.num_stages,
-                    first_device=split.first_device,
-                )
-            self._compress(each_s, payload, split, roofline, prices)
-            rings = [kind is CollectiveKind.RING for kind, _ in table.groups]
-            is_ring = np.array(rings, dtype=np.bool_)[table.group]
-            communication_s = sums_by(table.node[~is_ring], each_s[~is_ring], kinds.count)
-            if is_ring.any():
-                ring_s = sums_by(table.node[is_ring], each_s[is_ring], kinds.count)
-                communication_s += exposed_ring_s(ring_s, device_s)
-            self._kind_times[key] = (device_s, communication_s)
-        return self._kind_times[key]
-
-    def _compress(
-        self,
-        each_s: FloatArray,
-        payload: FloatArray,
-        split: Split,
-        roofline: Roofline,
-        prices: CollectivePrices,
-    ) -> None:
-        """Lower the times of collectives along ``tp`` that are faster compressed."""
-        codec = codec_of(split.compression, self.item_bytes)
-        table = self._kinds.collectives
-        for group, (kind, axes) in enumerate(table.groups if codec is not None else ()):
-            if codec is None or "tp" not in axes or kind in _INSIDE_OPERATORS:
-                continue
-            rows = table.group == group
-            axes = self.actual_axes(axes)
-            num_ranks = math.prod(split.sizes[axis] for axis in axes)
-            wire_s = prices.time_s(
-                kind,
-                codec.wire_bytes(kind, payload[rows], num_ranks),
-                axes=axes,
-                axis_sizes=split.sizes,
-                num_stages=split.num_stages,
-                first_device=split.first_device,
-            )
-            codec_s = codec.codec_s(payload[rows], device_bytes_per_s=roofline.bytes_per_s)
-            compressed_s = wire_s + codec.num_codecs(kind) * codec_s
-            each_s[rows] = np.minimum(each_s[rows], compressed_s)
+        kind = self.kinds.kind_of_node
+        times = self._prices.times(split, roofline, prices)
+        return times.device_s[kind], times.communication_s[kind]
 
     def actual_axes(self, axes: Sequence[str]) -> tuple[str, ...]:
-        """Axes of a collective; in scaled columns ``dp_shard`` stands for both batch axes."""
-        if not self.columns.is_scaled or "dp_shard" not in axes:
-            return tuple(axes)
-        return (*DATA_AXES, *(axis for axis in axes if axis not in DATA_AXES))
+        """``KindPrices.actual_axes``."""
+        return self._prices.actual_axes(axes)
 
     def _segment_times(
         self,
@@ -278,13 +213,14 @@ class CostTable:
         roofline: Roofline,
         prices: CollectivePrices,
     ) -> SegmentTimes:
-        device_s, communication_s = self._times_of_kinds(split, roofline, prices)
+        times = self._prices.times(split, roofline, prices)
+        device_s, communication_s = times.device_s, times.communication_s
         forward, late = self._sums(policies, FORWARD), self._sums(policies, BACKWARD)
         forward_s, backward_s = forward.of(device_s), late.of(device_s)
         forward_launch_s = roofline.exposed_launch_s(forward_s, forward.num_launches)
         backward_launch_s = roofline.exposed_launch_s(backward_s, late.num_launches)
         forward_communication_s = forward.of(communication_s)
-        prologue = self._kinds.kind_of_node[self.columns.nodes.phase == PROLOGUE]
+        prologue = self.kinds.kind_of_node[self.columns.nodes.phase == PROLOGUE]
         return SegmentTimes(
             forward_s=forward_s[:-1],
             backward_s=backward_s[:-1],
@@ -294,6 +230,9 @@ class CostTable:
             backward_communication_s=late.of(communication_s)[:-1],
             free_s=float(forward_s[-1] + forward_launch_s[-1] + forward_communication_s[-1]),
             prologue_s=float(device_s[prologue].sum() + communication_s[prologue].sum()),
+            learned_s=(forward.of(times.learned_s) + late.of(times.learned_s))[:-1]
+            if roofline.learned is not None
+            else np.zeros(self.num_segments),
         )
 
     def _sums(self, policies: tuple[Recompute, ...], phase: int) -> SegmentSums:
@@ -305,7 +244,7 @@ class CostTable:
             if phase == BACKWARD:
                 rows = np.concatenate([rows, self.activations(policies).recomputed])
             self._segment_sums[key] = SegmentSums(
-                self._kinds.kind_of_node[rows],
+                self.kinds.kind_of_node[rows],
                 nodes.segment[rows],
                 num_launches=nodes.num_launches[rows],
                 count=self.num_segments,

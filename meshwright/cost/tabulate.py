@@ -12,8 +12,10 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from meshwright.cost.columns import Columns, columns_of
+from meshwright.cost.columns import Columns
+from meshwright.cost.op_work import OpWorks
 from meshwright.cost.unfold import NotPeriodic, unfolded
+from meshwright.cost.write_columns import columns_of
 from meshwright.graph.dimensions import DimensionLabels
 from meshwright.graph.factors import FactorAnalysis
 from meshwright.graph.periods import Periods
@@ -39,6 +41,18 @@ class _Analyzed:
     analysis: FactorAnalysis
     segmentation: Segmentation
     labels: DimensionLabels
+    works: OpWorks
+
+
+def _analyzed(
+    analysis: FactorAnalysis, segmentation: Segmentation, labels: DimensionLabels
+) -> _Analyzed:
+    return _Analyzed(
+        analysis=analysis,
+        segmentation=segmentation,
+        labels=labels,
+        works=OpWorks(analysis.graph),
+    )
 
 
 class Tabulator:
@@ -52,7 +66,7 @@ class Tabulator:
         periods: Periods | None,
     ) -> None:
         """From a graph's analysis; without ``periods`` every graph is sharded whole."""
-        self.whole = _Analyzed(analysis=analysis, segmentation=segmentation, labels=labels)
+        self.whole = _analyzed(analysis, segmentation, labels)
         self.periods = periods
         self._classes = [segment.segment_class for segment in segmentation.segments]
         self._analyzed: dict[tuple[int, ...], _Analyzed] = {}
@@ -88,7 +102,7 @@ class Tabulator:
             except NotPeriodic:
                 pass
         sharded = _shard(self.whole, shards, sizes, operators)
-        return columns_of(sharded, scaled=scaled)
+        return columns_of(sharded, scaled=scaled, works=self.whole.works)
 
     def short(self, ways: Ways) -> Short | None:
         """The short graph for segments sharded in these ways; ``None`` where there is none."""
@@ -120,18 +134,20 @@ class Tabulator:
             self._sharded.move_to_end(key)
             return self._sharded[key]
         if short.num_units not in self._analyzed:
-            self._analyzed[short.num_units] = _Analyzed(
-                analysis=short.own_analysis(self.whole.analysis),
-                segmentation=short.segmentation,
-                labels=short.own_labels(self.whole.labels),
+            self._analyzed[short.num_units] = _analyzed(
+                short.own_analysis(self.whole.analysis),
+                short.segmentation,
+                short.own_labels(self.whole.labels),
             )
+        found = self._analyzed[short.num_units]
         sharded = _shard(
-            self._analyzed[short.num_units],
+            found,
             [shards[segment] for segment in kept],
             sizes,
             [operators[segment] for segment in kept] if operators else (),
         )
-        self._sharded[key] = (sharded, columns_of(sharded, scaled=scaled))
+        columns = columns_of(sharded, scaled=scaled, works=found.works)
+        self._sharded[key] = (sharded, columns)
         if len(self._sharded) > _MAX_SHARDED:
             self._sharded.popitem(last=False)
         return self._sharded[key]

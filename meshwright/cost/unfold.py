@@ -29,8 +29,8 @@ from meshwright.cost.columns import (
     NodeColumns,
     ParameterColumns,
     ValueColumns,
-    needed_nodes,
 )
+from meshwright.cost.write_columns import needed_nodes
 from meshwright.graph.opgraph import InputRole, OpGraph
 from meshwright.graph.periods import NUM_KEPT, TEMPLATE
 from meshwright.graph.shorten import Copies, Short
@@ -247,6 +247,10 @@ class _Unfolding:
         found: NDArray[_Column] = column[items.source]
         return found
 
+    def _copy_table(self, items: _Items, table: NDArray[_Column]) -> NDArray[_Column]:
+        """(items, columns) of amounts."""
+        return np.stack([self._copy(items, column) for column in table.T], axis=1)
+
     def _point(self, items: _Items, column: IntArray, to: _Items) -> IntArray:
         """A column of items of ``to``; -1 stays."""
         self._check_pointers(items, column, to)
@@ -303,13 +307,16 @@ class _Unfolding:
             num_launches=self._copy(rows, old.num_launches),
             flop=self._copy(rows, old.flop),
             flop_scale=self._copy(rows, old.flop_scale),
-            num_bytes=np.stack(
-                [self._copy(rows, old.num_bytes[:, scale]) for scale in range(4)], axis=1
-            ),
+            num_bytes=self._copy_table(rows, old.num_bytes),
             is_kept=self._copy(rows, old.is_kept),
             is_view=self._copy(rows, old.is_view),
             is_from_parameter=self._copy(rows, old.is_from_parameter),
             is_attention=self._copy(rows, old.is_attention),
+            family=self._copy(rows, old.family),
+            dtype=self._copy(rows, old.dtype),
+            dims=self._copy_table(rows, old.dims),
+            dims_scale=self._copy_table(rows, old.dims_scale),
+            flop_factor=self._copy(rows, old.flop_factor),
         )
 
     def _collectives(self) -> CollectiveColumns:

@@ -326,6 +326,9 @@ class Prediction(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     samples_per_s: _Amount
     source: list[str]
     """Any of ``measured``, ``learned``, ``analytic``."""
+    sources: dict[str, Annotated[float, Meta(ge=0, le=1)]] = {}
+    """Causes of time or memory to the share of their amount that is learned. One that is left out
+    is analytic; one at 0 is, too, for being unlike all that was learned from."""
     breakdown: dict[str, float]
     """Seconds of the step by cause (``compute``, ``tp_communication``, ``bubble``...); they sum
     to ``step_time_s``."""
@@ -358,6 +361,8 @@ class Provenance(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the user had decided, as ``plan --fix`` takes it."""
     allow_unrunnable: bool = False
     """Plans the runtime cannot carry could win."""
+    cost_model: str = "analytic"
+    """What priced it: ``analytic``, or the name of a learned model and the start of its hash."""
     torch_version: str = ""
     created_utc: str = ""
 

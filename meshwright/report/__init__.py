@@ -17,6 +17,7 @@ from meshwright.report.words import (
     prediction_words,
     schedule_words,
     shard_words,
+    source_of,
 )
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "schedule_words",
     "segments_table",
     "shard_words",
+    "source_of",
     "speed_up_words",
 ]

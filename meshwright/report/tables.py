@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich import box
 from rich.table import Table
 
 from meshwright.plans import ParallelPlan, Prediction, Recompute
 from meshwright.records import StepReport
-from meshwright.report.words import cause_words, mesh_words, schedule_words, shard_words
+from meshwright.report.words import (
+    cause_words,
+    mesh_words,
+    schedule_words,
+    shard_words,
+    source_of,
+)
 from meshwright.units import format_bytes, format_seconds
 
 __all__ = [
@@ -17,6 +23,7 @@ __all__ = [
     "breakdown_tables",
     "facts_table",
     "measured_table",
+    "plain_table",
     "plans_table",
     "segments_table",
 ]
@@ -24,7 +31,7 @@ __all__ = [
 _RECOMPUTE_ORDER = list(Recompute)
 
 
-def _table(*columns: tuple[str, str], title: str | None = None) -> Table:
+def plain_table(*columns: tuple[str, str], title: str | None = None) -> Table:
     """An empty table; each column has a name and ``left`` or ``right``."""
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for name, side in columns:
@@ -34,7 +41,7 @@ def _table(*columns: tuple[str, str], title: str | None = None) -> Table:
 
 def plans_table(plans: Sequence[ParallelPlan]) -> Table:
     """Plans that fit and plans that do not, one a line, in the order given."""
-    table = _table(
+    table = plain_table(
         ("#", "right"),
         ("step", "right"),
         ("memory", "right"),
@@ -64,7 +71,7 @@ def plans_table(plans: Sequence[ParallelPlan]) -> Table:
 
 def alternatives_table(alternatives: Iterable[tuple[ParallelPlan, str]]) -> Table:
     """Plans that were not chosen, and why."""
-    table = _table(("plan", "left"), ("step", "right"), ("why not", "left"))
+    table = plain_table(("plan", "left"), ("step", "right"), ("why not", "left"))
     for plan, reason in alternatives:
         prediction = plan.prediction
         table.add_row(
@@ -76,34 +83,44 @@ def alternatives_table(alternatives: Iterable[tuple[ParallelPlan, str]]) -> Tabl
 
 
 def breakdown_tables(prediction: Prediction) -> tuple[Table, Table]:
-    """Where the time and where the memory go, largest first, what is nothing left out."""
-    source = ", ".join(prediction.source)
+    """Where the time and where the memory go, largest first, what is nothing left out.
+
+    Each line says where its figure comes from.
+    """
     times = _shares(
-        prediction.breakdown, f"time of a step ({source})", lambda seconds: format_seconds(seconds)
+        prediction, prediction.breakdown, "time of a step", lambda seconds: format_seconds(seconds)
     )
     memory = _shares(
+        prediction,
         prediction.memory_breakdown,
-        f"memory of the fullest device ({source})",
-        lambda num_bytes: format_bytes(num_bytes),
+        "memory of the fullest device",
+        lambda num_bytes: format_bytes(int(num_bytes)),
     )
     return times, memory
 
 
-def _shares(amounts: Mapping[str, float], title: str, text_of: object) -> Table:
-    assert callable(text_of), "formats one amount"
-    table = _table(("", "left"), ("", "right"), ("share", "right"), title=title)
+def _shares(
+    prediction: Prediction,
+    amounts: Mapping[str, float],
+    title: str,
+    text_of: Callable[[float], str],
+) -> Table:
+    table = plain_table(
+        ("", "left"), ("", "right"), ("share", "right"), ("from", "left"), title=title
+    )
     total = sum(amounts.values())
     for cause, amount in sorted(amounts.items(), key=lambda item: -item[1]):
         if amount > 0:
-            table.add_row(cause_words(cause), text_of(amount), f"{amount / total:.1%}")
+            source = source_of(prediction, cause)
+            table.add_row(cause_words(cause), text_of(amount), f"{amount / total:.1%}", source)
     table.add_section()
-    table.add_row("sum", text_of(total), "")
+    table.add_row("sum", text_of(total), "", ", ".join(prediction.source))
     return table
 
 
 def segments_table(plan: ParallelPlan, multiplicity: Sequence[int] = ()) -> Table:
     """What equal segments do; ``multiplicity`` says how many each of ``plan.segments`` is for."""
-    table = _table(("segments", "left"), ("times", "right"), ("what it does", "left"))
+    table = plain_table(("segments", "left"), ("times", "right"), ("what it does", "left"))
     for index, segment in enumerate(plan.segments):
         count = str(multiplicity[index]) if index < len(multiplicity) else "?"
         name = segment.name or f"class {segment.segment_class}"
@@ -123,7 +140,9 @@ def facts_table(facts: Mapping[str, object]) -> Table:
 
 def measured_table(report: StepReport) -> Table:
     """Predicted against measured: step time and peak memory of the fullest rank."""
-    table = _table(("", "left"), ("predicted", "right"), ("measured", "right"), ("ratio", "right"))
+    table = plain_table(
+        ("", "left"), ("predicted", "right"), ("measured", "right"), ("ratio", "right")
+    )
     timing, predicted = report.step_time, report.predicted
     table.add_row(
         f"step, median [p10, p90] of {timing.num_repeats}",

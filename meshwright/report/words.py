@@ -12,7 +12,14 @@ from meshwright.plans import (
 )
 from meshwright.units import format_bytes, format_seconds
 
-__all__ = ["cause_words", "mesh_words", "prediction_words", "schedule_words", "shard_words"]
+__all__ = [
+    "cause_words",
+    "mesh_words",
+    "prediction_words",
+    "schedule_words",
+    "shard_words",
+    "source_of",
+]
 
 _AXIS_WORDS = {
     "pp": "pipeline",
@@ -37,7 +44,11 @@ _CAUSE_WORDS = {
     "dp_communication": "reduction of gradients, where not hidden",
     "optimizer": "optimizer",
     "pipeline_transfer": "transfers between pipeline stages",
+    "clipping": "clipping of gradients",
     "bubble": "waiting of pipeline stages",
+    "host": "the framework's work on the host, where not hidden",
+    "data_loading": "waiting for data",
+    "stragglers": "waiting for the slowest device",
     "parameters": "parameters",
     "inputs": "inputs and buffers",
     "accumulators": "gradients summed over micro-batches",
@@ -47,12 +58,24 @@ _CAUSE_WORDS = {
     "transient": "temporary values of operators",
     "communication": "buffers of collectives and transfers",
     "optimizer_step": "temporary values of the optimizer",
+    "allocator": "held unused by the allocator",
 }
 
 
 def cause_words(cause: str) -> str:
     """A cause of time or memory in words; one we have no words for as it is."""
     return _CAUSE_WORDS.get(cause, cause.replace("_", " "))
+
+
+def source_of(prediction: Prediction, cause: str) -> str:
+    """Where the figure of a cause comes from, mostly, in the words of ``cost.base.Source``.
+
+    ``"out of distribution"``: it would be learned, were it not unlike all that was learned from.
+    """
+    share = prediction.sources.get(cause)
+    if share is None:
+        return "analytic"
+    return "learned" if share >= 0.5 else "out of distribution"
 
 
 def mesh_words(plan: ParallelPlan) -> str:

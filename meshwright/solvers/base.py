@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from meshwright.cluster.model import Cluster
-from meshwright.cost.model import AnalyticCostModel
+from meshwright.cost.model import StepCostModel
 from meshwright.cost.step import StepCost
 from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan
 from meshwright.solvers.decision import Skeleton, Strategy
@@ -39,7 +39,7 @@ class SolveStatus(StrEnum):
 class SearchContext:
     """What a search is about; its cost model remembers the tables it built."""
 
-    model: AnalyticCostModel
+    model: StepCostModel
     reference: GraphReference
     cluster: Cluster
     cluster_name: str

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meshwright.cost.columns import FloatArray, IntArray
+from meshwright.cost.framework import with_framework_s
 from meshwright.cost.offload import offload_time_s
 from meshwright.cost.pipeline import simulate_many
 from meshwright.cost.stage_work import exposed_s
@@ -80,6 +81,7 @@ class PlanSpace:
         self.num_strategies = len(self.strategies)
         self._split = split_of_skeleton(skeleton)
         self._stages = SpaceStages(context, skeleton, self.costs)
+        self._calibration = context.model.pricer.calibration
         self._flat = self.costs.amounts.reshape(-1, self.costs.amounts.shape[2])
 
     @property
@@ -128,7 +130,12 @@ class PlanSpace:
             np.concatenate(found, axis=-2) for found in zip(*(t for t, _ in parts), strict=True)
         ]
         return Evaluated(
-            time_s=self._pipeline_s(*times, simulate=simulate),
+            time_s=with_framework_s(
+                self._calibration,
+                self._pipeline_s(*times, simulate=simulate),
+                num_microbatches=self.skeleton.num_microbatches,
+                num_devices=self.skeleton.num_stages * self.skeleton.num_devices_per_stage,
+            ),
             excess=np.concatenate([excess for _, excess in parts]),
         )
 
@@ -205,16 +212,20 @@ class PlanSpace:
         picked = stages.pick(sums)
         column, hides = costs.column, stages.hides
         once, often = self._reduction_s(sums)
-        there = exposed_s(sums[:, :, column("forward_gather_s")], picked[0], hides)
-        back = exposed_s(sums[:, :, column("backward_gather_s")], picked[1], hides)
+
+        def exposed(communication_s: FloatArray, beside_s: FloatArray) -> FloatArray:
+            return exposed_s(communication_s, beside_s, hides, self._calibration)
+
+        there = exposed(sums[:, :, column("forward_gather_s")], picked[0])
+        back = exposed(sums[:, :, column("backward_gather_s")], picked[1])
         there += picked[0::2].sum(axis=0) + costs.free_s[stages.roofline][:, first].T
-        often_s = exposed_s(often, picked[1], hides)
+        often_s = exposed(often, picked[1])
         back += picked[1::2].sum(axis=0) + often_s
         weight_s = np.zeros(back.shape)
         if costs.put_off is not None:
             own = stages.roofline[None, :, None]
             weight_s = np.take_along_axis(put_off, own, axis=2)[:, :, 0] + often_s
-        tail_s = exposed_s(once, picked[1], hides) + sums[:, :, column("publish_s")]
+        tail_s = exposed(once, picked[1]) + sums[:, :, column("publish_s")]
         tail_s += costs.prologue_s[stages.roofline][:, first].T
         tail_s += sums[:, :, column("step_traffic")] / stages.bytes_per_s
         tail_s += offload_time_s(
@@ -326,8 +337,10 @@ class PlanSpace:
             return np.asarray(total[plan, ends - 1][plan, stage_of] - total)
 
         forward = rows[:, :, column("transient_forward")].copy()
-        backward = rows[:, :, column("transient_backward")] + made("gradients")
-        if self._split.data_parallel > 1:
+        backward = rows[:, :, column("transient_backward")].copy()
+        if not self._is_in_place:
+            backward += made("gradients")
+        if self._split.data_parallel > 1 and not self._is_in_place:
             bucket = self.skeleton.communication.bucket_bytes
             is_full = made("local") + rows[:, :, column("local")] >= bucket
             backward += is_full * (bucket * self._copies(assignment))[:, None]
@@ -340,6 +353,10 @@ class PlanSpace:
             backward += back
             backward[:, 1:] += joined * back[:, :-1]
         return np.asarray(np.maximum(forward, backward) + kept - kept_before)
+
+    @property
+    def _is_in_place(self) -> bool:
+        return bool(self.context.model.pricer.calibration.accumulates_in_place)
 
     def _copies(self, assignment: IntArray) -> FloatArray:
         """(n,) how often a bucket is held: twice where gradients are kept as chunks."""
@@ -361,10 +378,11 @@ class PlanSpace:
         always += self.costs.shared_bytes[assignment[:, :1]]
         kept = sums[:, :, column("kept")]
         computing = moment + passing + stages.held(kept, waiting) - kept
-        if self.skeleton.num_microbatches > 1:
+        computing += self.context.model.pricer.allocator_share * computing
+        if self.skeleton.num_microbatches > 1 or self._is_in_place:
             computing += gradients
         after = gradients + np.minimum(sums[:, :, column("step")], STEP_BYTES)
-        if self._split.data_parallel > 1:
+        if self._split.data_parallel > 1 and not self._is_in_place:
             bucket = self.skeleton.communication.bucket_bytes
             last = np.minimum(bucket, sums[:, :, column("local")])
             after = np.maximum(after, gradients + self._copies(assignment)[:, None] * last)

@@ -62,10 +62,14 @@ def linear_costs(space: PlanSpace) -> LinearCosts:
 
     often, once = bucket_seconds(space)
     time_s = times.sum(axis=0)
-    time_s += exposed_s(column("forward_gather_s"), times[0], hides)
-    time_s += exposed_s(column("backward_gather_s"), times[1], hides)
-    time_s += exposed_s(often, times[1], hides)
-    tail_s = exposed_s(once, times[1], hides) + step_seconds(space, slowest)
+
+    def exposed(communication_s: FloatArray, beside_s: FloatArray) -> FloatArray:
+        return exposed_s(communication_s, beside_s, hides, space.context.model.pricer.calibration)
+
+    time_s += exposed(column("forward_gather_s"), times[0])
+    time_s += exposed(column("backward_gather_s"), times[1])
+    time_s += exposed(often, times[1])
+    tail_s = exposed(once, times[1]) + step_seconds(space, slowest)
     gradients = column("gradients")
     spare = np.maximum(
         column("transient_forward") + 2 * column("gathered_forward"),

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from meshwright.cost.columns import FloatArray, IntArray
-from meshwright.cost.stage_work import OVERLAP_FRACTION, OVERLAP_SLOWDOWN
+from meshwright.cost.stage_work import overlap_terms
 from meshwright.solvers.evaluate import PlanSpace
 from meshwright.solvers.ilp import IntegerProgram
 from meshwright.solvers.linear import bucket_seconds, step_seconds
@@ -187,9 +187,11 @@ class _Program:
         if not hides:
             program.row([(exposed, 1.0), *((v, -s) for v, s in spoken)], lower=0.0)
             return exposed
-        hidden = 1 - OVERLAP_SLOWDOWN
-        program.row([(exposed, 1.0), *((v, -(1 - hidden) * s) for v, s in spoken)], lower=0.0)
-        behind = hidden * OVERLAP_FRACTION * beside_s - communication_s
+        calibration = self.space.context.model.pricer.calibration
+        longer, gain = overlap_terms(calibration)
+        least = 1 - gain * longer
+        program.row([(exposed, 1.0), *((v, -least * s) for v, s in spoken)], lower=0.0)
+        behind = gain * calibration.overlap_fraction * beside_s - communication_s
         program.row([(exposed, 1.0), *self._terms(counts, behind)], lower=0.0)
         return exposed
 

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from meshwright.cost.model import AnalyticCostModel
+from meshwright.cost.model import StepCostModel
 from meshwright.errors import BadRequest, NoFeasiblePlan
 from meshwright.graph.dimensions import RING
 from meshwright.graph.homes import SegmentHome, segment_homes
@@ -34,7 +34,7 @@ _MAX_NAMES = 12
 class ModulePins:
     """The module pins of a search, resolved to segments."""
 
-    def __init__(self, model: AnalyticCostModel, pins: Pins) -> None:
+    def __init__(self, model: StepCostModel, pins: Pins) -> None:
         """Find out which pins reach which segments."""
         self.pins = pins
         self._segments = model.segmentation.segments
@@ -327,11 +327,11 @@ def _span(numbers: list[int]) -> str:
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
 
 
-_KNOWN: WeakKeyDictionary[AnalyticCostModel, dict[Pins, ModulePins]]
+_KNOWN: WeakKeyDictionary[StepCostModel, dict[Pins, ModulePins]]
 _KNOWN = WeakKeyDictionary()
 
 
-def module_pins(model: AnalyticCostModel, pins: Pins) -> ModulePins:
+def module_pins(model: StepCostModel, pins: Pins) -> ModulePins:
     """The module pins of ``pins`` on the model's segments; worked out once."""
     known = _KNOWN.setdefault(model, {})
     if pins not in known:

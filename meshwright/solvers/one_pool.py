@@ -13,7 +13,7 @@ from dataclasses import replace
 import msgspec
 
 from meshwright.cluster.model import Cluster
-from meshwright.cost.model import AnalyticCostModel
+from meshwright.cost.model import StepCostModel
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import ParallelPlan
 from meshwright.solvers.base import Candidate, Proposer, SearchContext, SolveResult, SolveStatus
@@ -89,13 +89,14 @@ def _inside(context: SearchContext, pool: Pool) -> SearchContext:
     return replace(
         context,
         cluster=cluster,
-        model=AnalyticCostModel(
+        model=StepCostModel(
             model.analysis,
             model.segmentation,
             model.labels,
             cluster=cluster,
             job=model.job,
             periods=model.periods,
+            pricing=model.pricing,
         ),
     )
 

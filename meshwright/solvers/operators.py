@@ -109,6 +109,7 @@ class OperatorProblem:
             roofline=slowest_roofline(context),
             prices=model.pricer.prices,
             optimizer=context.job.optimizer,
+            calibration=model.pricer.calibration,
             zero_stage=zero_stage,
             num_stages=skeleton.num_stages,
             is_rounded=model.pricer.is_rounded,

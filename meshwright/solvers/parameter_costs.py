@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from meshwright.cost.calibration import Calibration
 from meshwright.cost.collectives import CollectivePrices
 from meshwright.cost.columns import FloatArray, IntArray, sums_by
 from meshwright.cost.parameters import ParameterState, StageParameters
@@ -62,13 +63,15 @@ def parameter_costs(
     zero_stage: int,
     offload: bool,
     optimizer: OptimizerSpec,
+    calibration: Calibration,
     prices: CollectivePrices,
 ) -> ParameterCosts:
     """Costs of all parameters under one ZeRO stage, remembered for the table."""
     known = _KNOWN.setdefault(table, {})
     key = (split.axis_sizes, split.num_stages, zero_stage, offload, repr(optimizer), id(prices))
     if key not in known:
-        known[key] = _Builder(table, split, (zero_stage, offload), optimizer, prices).build()
+        builder = _Builder(table, split, (zero_stage, offload), optimizer, calibration, prices)
+        known[key] = builder.build()
     return known[key]
 
 
@@ -91,6 +94,7 @@ class _Builder:
         split: Split,
         way: tuple[int, bool],
         optimizer: OptimizerSpec,
+        calibration: Calibration,
         prices: CollectivePrices,
     ) -> None:
         self.table, self.split, self.prices = table, split, prices
@@ -101,6 +105,7 @@ class _Builder:
             dp_shard=split.sizes["dp_shard"],
             optimizer=optimizer,
             offloaded=(True,) * self.count if way[1] else (),
+            calibration=calibration,
         )
         parameter, segment = table.parameters.columns.use
         is_first = np.append(True, parameter[1:] != parameter[:-1])[: len(parameter)]
@@ -139,7 +144,7 @@ class _Builder:
         state, row = self.state, placed.parameter
         has_gradient = state.gradient_bytes > 0
         values = {
-            "step_traffic": state.step_traffic_bytes,
+            "step_traffic": state.step_traffic_bytes + state.clipping_bytes,
             "parameters": state.stored_bytes,
             "optimizer": state.optimizer_bytes,
             "gradients": state.gradient_bytes,

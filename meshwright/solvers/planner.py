@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from meshwright.cluster.model import Cluster
-from meshwright.cost.model import AnalyticCostModel
+from meshwright.cost.model import StepCostModel
+from meshwright.cost.pricing import ANALYTIC, Pricing
 from meshwright.errors import BadModel, BadRequest, NoFeasiblePlan, PlanRefused
 from meshwright.graph.analyzed import analyze_graph
 from meshwright.graph.dimensions import DimensionLabels
@@ -105,8 +106,9 @@ def plan_graph(
     allow_unrunnable: bool = False,
     seed: int = 0,
     rule: str | None = None,
+    pricing: Pricing = ANALYTIC,
 ) -> PlanningResult:
-    """The fastest plan that fits, by the analytic model.
+    """The fastest plan that fits, by the cost model.
 
     Args:
         graph: as captured, at the job's global batch.
@@ -125,6 +127,7 @@ def plan_graph(
         allow_unrunnable: a plan the runtime cannot carry yet may win.
         seed: of searches that draw lots.
         rule: one of ``rules.RULES`` by name, to be asked alone.
+        pricing: what the cost model prices with; solvers know no learned model of their own.
 
     Raises:
         BadRequest: a pin fits nothing in the model or cluster, the graph's batch is not the
@@ -141,6 +144,7 @@ def plan_graph(
         level=level,
         progress=progress,
         cluster_name=cluster_name,
+        pricing=pricing,
     )
     context = replace(context, pins=pins, allow_unrunnable=allow_unrunnable, seed=seed)
     check_pins(context)
@@ -177,6 +181,7 @@ def make_context(
     level: str = "O1",
     progress: Progress | None = None,
     cluster_name: str | None = None,
+    pricing: Pricing = ANALYTIC,
 ) -> SearchContext:
     """Analyze ``graph`` and set up its cost model; arguments and errors as ``plan_graph``."""
     if level not in _LEVELS:
@@ -187,8 +192,14 @@ def make_context(
     if not segmentation.segments:
         raise BadModel(f"{reference}: no operator depends on a parameter; there is nothing to plan")
     batch = _checked_batch(analysis, labels, reference, job)
-    model = AnalyticCostModel(
-        analysis, segmentation, labels, cluster=cluster, job=job, periods=found.periods
+    model = StepCostModel(
+        analysis,
+        segmentation,
+        labels,
+        cluster=cluster,
+        job=job,
+        periods=found.periods,
+        pricing=pricing,
     )
     context = SearchContext(
         model=model,
@@ -302,11 +313,14 @@ def _planning_result(
 
 def _predicted(context: SearchContext, candidate: Candidate) -> ParallelPlan:
     devices = {device for stage in candidate.plan.stages for device in stage.devices}
-    prediction = context.model.prediction(candidate.cost, len(devices))
+    model = context.model
+    learned = model.learned_shares(candidate.plan, candidate.cost)
+    prediction = model.prediction(candidate.cost, len(devices), learned=learned)
     provenance = msgspec.structs.replace(
         candidate.plan.provenance,
         pins=list(context.pins.texts),
         allow_unrunnable=context.allow_unrunnable,
         seed=context.seed,
+        cost_model=model.pricing.label,
     )
     return msgspec.structs.replace(candidate.plan, prediction=prediction, provenance=provenance)

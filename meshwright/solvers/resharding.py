@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from meshwright.cost.columns import FloatArray
-from meshwright.cost.model import AnalyticCostModel
+from meshwright.cost.model import StepCostModel
 from meshwright.cost.roofline import Roofline
 from meshwright.cost.table import CostTable, SegmentTimes, Split
 from meshwright.plans.plan import Recompute
@@ -48,7 +48,7 @@ def table_of_shardings(
     return tables[key]
 
 
-_TABLES: WeakKeyDictionary[AnalyticCostModel, dict[tuple[object, ...], CostTable]]
+_TABLES: WeakKeyDictionary[StepCostModel, dict[tuple[object, ...], CostTable]]
 _TABLES = WeakKeyDictionary()
 """Where one sharding is used everywhere: these are asked for again and again."""
 

@@ -245,6 +245,7 @@ class _Priced:
             zero_stage=strategy.zero_stage,
             offload=strategy.offload,
             optimizer=pricer.optimizer,
+            calibration=pricer.calibration,
             prices=pricer.prices,
         )
         self.times = [

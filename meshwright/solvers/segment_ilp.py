@@ -193,6 +193,7 @@ class SegmentProgram:
             zip((n.value for n in parameters), prices.parameters(parameters), strict=True)
         )
         kept = prices.kept_results()
+        of_operator = iter(prices.operators_s([n for n in graph.nodes if not n.is_parameter]))
         seconds: list[list[float]] = []
         sizes: list[list[float]] = []
         for number, node in enumerate(graph.nodes):
@@ -202,7 +203,7 @@ class SegmentProgram:
                 sizes.append([node.weight * size for size in found.num_bytes])
                 continue
             times = node.weight * self._micro
-            seconds.append([times * prices.operator_s(node, c) for c in node.choices])
+            seconds.append([times * s for s in next(of_operator)])
             flight = node.weight * self._in_flight
             results = kept.get(number, ())
             sizes.append([flight * prices.kept_bytes(c, results, node) for c in node.choices])

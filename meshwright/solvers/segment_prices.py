@@ -1,11 +1,11 @@
 """What the choices of a choice graph cost: seconds of a step and bytes of a rank.
 
-An operator takes the roofline time of its share and the collectives inside it; a link the cheapest
-redistribution from the layout its source gives to the one its target wants; a parameter the
-optimizer's step. All are those of ``cost.columns`` and ``cost.table`` on the same layouts, so that
-the sum of a solution is what the exact model says of the plan, but for redistributions that several
-readers share. Gradients reduced once a step run beside the backward pass; of their time the share
-``EXPOSED_FRACTION`` counts.
+An operator takes the time of its share (``choice_work``) and the collectives inside it; a link the
+cheapest redistribution from the layout its source gives to the one its target wants; a parameter
+the optimizer's step. All are those of ``cost.columns`` and ``cost.table`` on the same layouts, so
+that the sum of a solution is what the exact model says of the plan, but for redistributions that
+several readers share. Gradients reduced once a step run beside the backward pass; of their time the
+share ``EXPOSED_FRACTION`` counts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from meshwright.cost.calibration import Calibration
 from meshwright.cost.collectives import CollectivePrices
 from meshwright.cost.columns import ParameterColumns
 from meshwright.cost.parameters import ParameterTable
@@ -23,6 +24,7 @@ from meshwright.cost.roofline import Roofline
 from meshwright.graph.opgraph import DTYPE_BYTES, OpGraph, Phase
 from meshwright.graph.rules.base import Variant
 from meshwright.plans.plan import OptimizerSpec
+from meshwright.solvers.choice_work import ChoiceWork
 from meshwright.solvers.choices import ChoiceGraph, ChoiceNode, Link, OpChoice
 from meshwright.spmd.expansions import REDUCTIONS_INSIDE
 from meshwright.spmd.layout import MICRO, Layout
@@ -59,6 +61,7 @@ class ChoicePrices:
         roofline: Roofline,
         prices: CollectivePrices,
         optimizer: OptimizerSpec,
+        calibration: Calibration,
         zero_stage: int,
         num_stages: int,
         is_rounded: bool,
@@ -69,18 +72,33 @@ class ChoicePrices:
         self._sizes = graph.axis_sizes
         self._roofline, self._prices = roofline, prices
         self._optimizer, self._zero_stage = optimizer, zero_stage
+        self._calibration = calibration
         self._num_stages, self._is_rounded = num_stages, is_rounded
         self._collective_s: dict[tuple[CollectiveKind, tuple[str, ...], float], float] = {}
         self._converted: dict[tuple[int, Layout, Layout], float] = {}
 
     # Operators ---------------------------------------------------------------------------------
 
-    def operator_s(self, node: ChoiceNode, choice: OpChoice) -> float:
-        """Seconds of one micro-batch on the device, and of collectives inside the operator."""
-        op = self._graph.ops[node.op]
-        if self._choices.analysis.rules[node.op].is_view:
-            return 0.0
-        values = self._graph.values
+    def operators_s(self, nodes: Sequence[ChoiceNode]) -> list[list[float]]:
+        """Seconds of one micro-batch for each operator's choices: on the device and inside it."""
+        rules = self._choices.analysis.rules
+        rows = [
+            (node, choice)
+            for node in nodes
+            if not rules[node.op].is_view
+            for choice in node.choices
+        ]
+        work = ChoiceWork(self._choices, self._roofline)
+        device_s = iter(work.device_s(rows, [self._moved_bytes(*row) for row in rows]).tolist())
+        return [
+            [0.0] * len(node.choices)
+            if rules[node.op].is_view
+            else [next(device_s) + self._inside_s(node, choice) for choice in node.choices]
+            for node in nodes
+        ]
+
+    def _moved_bytes(self, node: ChoiceNode, choice: OpChoice) -> float:
+        op, values = self._graph.ops[node.op], self._graph.values
         total = 0.0
         local = [
             (value, self._local_bytes(value, layout))
@@ -98,10 +116,7 @@ class ChoicePrices:
                 total += op.bytes_read * size / max(values[value].num_bytes, 1)
             else:
                 total += share * sum(self._local_bytes(v, at) for v, at in operands.items())
-        ways = math.prod(self._sizes[axis] for axis, _ in choice.factors)
-        flop = op.flop / ways
-        device_s = max(flop / self._roofline.flop_per_s, total / self._roofline.bytes_per_s)
-        return device_s + self._inside_s(node, choice)
+        return total
 
     def _inside_s(self, node: ChoiceNode, choice: OpChoice) -> float:
         factors = self._choices.analysis.leaf_factors[node.op]
@@ -250,11 +265,14 @@ class ChoicePrices:
             is_rounded=self._is_rounded,
         )
         state = table.state(
-            (self._zero_stage,), dp_shard=self._sizes["dp_shard"], optimizer=self._optimizer
+            (self._zero_stage,),
+            dp_shard=self._sizes["dp_shard"],
+            optimizer=self._optimizer,
+            calibration=self._calibration,
         )
         copies = 2 if self._sizes[MICRO] > 1 else 1
         total = state.stored_bytes + state.optimizer_bytes + copies * state.gradient_bytes
-        step_s = state.step_traffic_bytes / self._roofline.bytes_per_s
+        step_s = (state.step_traffic_bytes + state.clipping_bytes) / self._roofline.bytes_per_s
         found, start = [], 0
         for node in nodes:
             stop = start + len(node.choices)

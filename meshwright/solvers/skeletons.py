@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 from weakref import WeakKeyDictionary
 
-from meshwright.cost.model import AnalyticCostModel
+from meshwright.cost.model import StepCostModel
 from meshwright.graph.dimensions import BATCH, RING, SEQUENCE, SPATIAL
 from meshwright.plans.plan import Recompute
 from meshwright.solvers.base import SearchContext
@@ -236,7 +236,7 @@ def _can_offload(context: SearchContext) -> bool:
     return all(host.device.to_host_bytes_per_s > 0 for host in context.cluster.hosts)
 
 
-_KNOWN: WeakKeyDictionary[AnalyticCostModel, dict[tuple[str, tuple[str, ...]], Sharding]]
+_KNOWN: WeakKeyDictionary[StepCostModel, dict[tuple[str, tuple[str, ...]], Sharding]]
 _KNOWN = WeakKeyDictionary()
 
 

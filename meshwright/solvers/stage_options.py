@@ -230,6 +230,7 @@ def _bytes(
             choice.zero_stages,
             dp_shard=choice.split.sizes["dp_shard"],
             optimizer=context.model.pricer.optimizer,
+            calibration=context.model.pricer.calibration,
         )
         gathered = sums_by(segment, state.padded_bytes[parameter], table.num_segments)
         spare = spare + 2.0 * gathered

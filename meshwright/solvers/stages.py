@@ -16,8 +16,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from meshwright.cluster.model import Cluster
-from meshwright.cost.collectives import LINK_EFFICIENCY
 from meshwright.cost.columns import FloatArray, IntArray
 from meshwright.cost.table import Split
 from meshwright.errors import PlanRefused
@@ -193,7 +191,7 @@ class Stages:
                 state.evaluations += len(options)
                 if options:
                     cost_s, best = stage_costs(options, units, levels, num_microbatches)
-                    cost_s += _passing_s(context.cluster, pool, size, cuts / num_microbatches)
+                    cost_s += _passing_s(context, pool, size, cuts / num_microbatches)
                     if np.isfinite(cost_s).any():
                         found.append(_Way(options=options, cost_s=cost_s, best=best))
         return found
@@ -272,9 +270,13 @@ def _cut_bytes(context: SearchContext, units: IntArray) -> FloatArray:
     return found
 
 
-def _passing_s(cluster: Cluster, pool: Pool, size: int, cut_bytes: FloatArray) -> FloatArray:
-    """(K, 1) seconds in which a stage of ``size`` devices receives and returns what it needs."""
+def _passing_s(context: SearchContext, pool: Pool, size: int, cut_bytes: FloatArray) -> FloatArray:
+    """(K, 1) seconds in which a stage of ``size`` devices receives and returns what it needs.
+
+    By the links' data sheets, for choosing among cuts; the plan is priced as all are.
+    """
+    cluster, prices = context.cluster, context.model.pricer.prices
     within = size < pool.devices_per_host or cluster.num_hosts == 1
     link = cluster.hosts[pool.hosts[0]].link if within else cluster.levels[-1][1]
-    seconds = cut_bytes / size / (link.bytes_per_s * LINK_EFFICIENCY)
+    seconds = cut_bytes / size / (link.bytes_per_s * prices.link_efficiency)
     return np.asarray(seconds + 2 * link.latency_s * (cut_bytes > 0))[:, None]

@@ -26,7 +26,15 @@ from meshwright.profiling.traces.sources import DEFAULT_MAX_BYTES, Member, open_
 from meshwright.strict_json import one_line
 from meshwright.units import MIB, format_bytes
 
-__all__ = ["Column", "ColumnType", "Table", "column_names", "is_parquet", "read_table"]
+__all__ = [
+    "Column",
+    "ColumnType",
+    "Table",
+    "column_names",
+    "is_parquet",
+    "read_cells",
+    "read_table",
+]
 
 _MAX_COLUMNS = 1000
 _HEAD_BYTES = 64 * 2**10
@@ -111,6 +119,26 @@ def column_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     raise BadRequest(f"{printable(path)}: holds no table")
 
 
+def read_cells(
+    path: str | os.PathLike[str], *, max_bytes: int = DEFAULT_MAX_BYTES
+) -> tuple[pa.Table, str]:
+    """All cells of a CSV (all text) or Parquet file as they are, and the SHA-256 of the file.
+
+    Raises:
+        BadRequest: it cannot be read, is too large, or has two columns of one name.
+    """
+    table, sha256 = (
+        _whole_parquet(path, max_bytes) if is_parquet(path) else _whole_csv(path, max_bytes)
+    )
+    names = table.column_names
+    if len(set(names)) < len(names):
+        twice = next(item for item in names if names.count(item) > 1)
+        raise BadRequest(
+            f"{printable(path)}: has two columns {one_line(twice)!r}; keep one of them"
+        )
+    return table, sha256
+
+
 def read_table(
     path: str | os.PathLike[str],
     columns: Sequence[Column],
@@ -124,13 +152,8 @@ def read_table(
             its column's type.
     """
     name = printable(path)
-    table, sha256 = (
-        _whole_parquet(path, max_bytes) if is_parquet(path) else _whole_csv(path, max_bytes)
-    )
+    table, sha256 = read_cells(path, max_bytes=max_bytes)
     names = table.column_names
-    if len(set(names)) < len(names):
-        twice = next(item for item in names if names.count(item) > 1)
-        raise BadRequest(f"{name}: has two columns {one_line(twice)!r}; keep one of them")
     taken: dict[str, list[Any]] = {}
     used: set[str] = set()
     for column in columns:

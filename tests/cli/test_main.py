@@ -12,7 +12,19 @@ import meshwright as package
 from meshwright.cli import clusters as clusters_verb
 from tests.cli.conftest import Run
 
-VERBS = ("plan", "explain", "validate", "run", "models", "clusters", "doctor", "demo", "profile")
+VERBS = (
+    "plan",
+    "explain",
+    "validate",
+    "run",
+    "models",
+    "clusters",
+    "doctor",
+    "demo",
+    "profile",
+    "bench",
+    "fit",
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -92,8 +92,8 @@ def test_plan_shows_the_best_plans_and_why(meshwright: Run) -> None:
 
     assert 0 == answer.status
     assert "1 was chosen: " in answer.out
-    assert "time of a step (analytic)" in answer.out
-    assert "memory of the fullest device (analytic)" in answer.out
+    assert "time of a step" in answer.out
+    assert "memory of the fullest device" in answer.out
     assert "data-parallel" in answer.out
 
 

@@ -94,6 +94,15 @@ link = "ethernet-10g"
     assert ("lab", 8, "own") == (cluster.name, cluster.num_devices, cluster.device_of(0).name)
     assert [2, 4] == [hosts_per_group for hosts_per_group, _ in cluster.levels]
     assert "the user's cluster file" == cluster.device_of(0).source
+    assert 0 == cluster.device_of(0).num_units
+
+
+def test_compute_units_and_cache_of_ones_own_device(tmp_path: Path) -> None:
+    device = OWN_DEVICE.replace(" }, launch", " }, num_units = 12, cache_bytes = 4096, launch")
+    text = f'[[hosts]]\ndevice = {device}\nnum_devices = 2\nlink = "pcie4"\n'
+    found = parse_cluster(write(tmp_path, "c.toml", text)).device_of(0)
+
+    assert (12, 4096) == (found.num_units, found.cache_bytes)
 
 
 def test_catalog_hosts_get_their_usual_levels(tmp_path: Path) -> None:
@@ -113,6 +122,14 @@ BAD_TOML = [
     ('[[hosts]]\ndevice = "h100"\ncount = 2\ncount = 3\n', "line 4.* in 'count = 3'"),
     ('[[hosts]]\ndevice = "h100"\ndevice = "t4"', "after 'device = \"t4\"'"),
     ('[[hosts]]\ndevice = "h10"', r"\$.hosts\[0\].device: unknown device 'h10'; did you mean h100"),
+    (
+        f"[[hosts]]\ndevice = {OWN_DEVICE.replace('launch', 'num_units = -1, launch')}",
+        r">= 0 - at `\$.hosts\[0\].device.num_units`",
+    ),
+    (
+        f"[[hosts]]\ndevice = {OWN_DEVICE.replace('launch', 'cache_bytes = 1.5, launch')}",
+        r"got `float` - at `\$.hosts\[0\].device.cache_bytes`",
+    ),
     ('[[hosts]]\ndevice = { name = "x" }', r"`memory_bytes` - at `\$.hosts\[0\].device`"),
     (f"[[hosts]]\ndevice = {OWN_DEVICE}", r"\$.hosts\[0\].num_devices is missing"),
     (f"[[hosts]]\nnum_devices = 2\ndevice = {OWN_DEVICE}", r"\$.hosts\[0\].link is missing"),
@@ -206,6 +223,8 @@ devices = st.builds(
     memory_bytes_per_s=positive,
     flop_per_s=rates,
     launch_latency_s=st.floats(0, 1),
+    num_units=st.integers(0, 2**20),
+    cache_bytes=st.integers(0, 2**40),
     source=words,
 )
 hosts = st.builds(Host, device=devices, num_devices=st.integers(1, 16), link=links)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from meshwright.cluster import parse_cluster
 from meshwright.cost.model import choice_of
+from meshwright.cost.pricing import ANALYTIC, Pricing
 from meshwright.graph.opgraph import OpGraph
 from meshwright.plans.plan import JobSpec, ParallelPlan, Precision, Recompute
 from meshwright.solvers.base import SearchContext
@@ -17,7 +18,11 @@ from meshwright.spmd.stage import SegmentChoices
 
 
 def context_of(
-    graph: OpGraph, cluster: str, batch: int, precision: Precision = Precision.FP32
+    graph: OpGraph,
+    cluster: str,
+    batch: int,
+    precision: Precision = Precision.FP32,
+    pricing: Pricing = ANALYTIC,
 ) -> SearchContext:
     """A context with a job of ``batch``."""
     return make_context(
@@ -25,6 +30,7 @@ def context_of(
         reference="test",
         cluster=parse_cluster(cluster),
         job=JobSpec(global_batch=batch, precision=precision),
+        pricing=pricing,
     )
 
 

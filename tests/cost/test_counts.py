@@ -121,9 +121,9 @@ def test_one_table_serves_every_split_of_the_batch() -> None:
     plan = uniform_plan(context, dp_shard=4, tp=2, num_microbatches=4, zero_stage=1)
     shards = [entry.shard for entry in plan.segment_plans(model.segment_classes)]
     sizes = {"dp_shard": 4, "tp": 2, "micro": 4}
-    from meshwright.cost.columns import columns_of
     from meshwright.cost.model import choice_of
     from meshwright.cost.table import CostTable
+    from meshwright.cost.write_columns import columns_of
     from meshwright.spmd.sharded import shard_graph
 
     sharded = shard_graph(

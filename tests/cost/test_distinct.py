@@ -11,8 +11,9 @@ import pytest
 from meshwright.cluster import parse_cluster
 from meshwright.cost.columns import BACKWARD, FORWARD, PROLOGUE, Columns, FloatArray, sums_by
 from meshwright.cost.distinct import SegmentSums, node_kinds
-from meshwright.cost.model import AnalyticCostModel
+from meshwright.cost.model import StepCostModel
 from meshwright.cost.table import CostTable, Split
+from meshwright.cost.work import Family
 from meshwright.graph.analyzed import analyze_graph
 from meshwright.graph.simplify import with_explicit_factories
 from meshwright.plans.plan import AXIS_NAMES, JobSpec, Recompute
@@ -24,9 +25,9 @@ SIZES = {**dict.fromkeys(AXIS_NAMES, 1), "dp_shard": 2, "tp": 2}
 
 
 @cache
-def model_of(reference: str) -> AnalyticCostModel:
+def model_of(reference: str) -> StepCostModel:
     found = analyze_graph(with_explicit_factories(zoo(reference, 16)))
-    return AnalyticCostModel(
+    return StepCostModel(
         found.analysis,
         found.segmentation,
         found.labels,
@@ -41,13 +42,17 @@ def table_of(reference: str, kind: str = "tensor") -> CostTable:
     return model.table_of_segments(by_segment(model, kind), {**SIZES, "micro": 4})
 
 
-def times_of_all_nodes(table: CostTable, split: Split, model: AnalyticCostModel) -> FloatArray:
+def times_of_all_nodes(table: CostTable, split: Split, model: StepCostModel) -> FloatArray:
     """(nodes, 2) device time and communication time, node by node."""
     (roofline,) = model.pricer.rooflines.values()
     nodes, sent, weights = table.columns.nodes, table.columns.collectives, table.weights(split)
+    is_backward = nodes.family == Family.ATTENTION_BACKWARD
+    is_attention = (nodes.family == Family.ATTENTION) | is_backward
+    attended = np.where(is_attention, nodes.flop_factor, 1.0)
     device_s = roofline.device_time_s(
-        nodes.flop * weights[nodes.flop_scale], nodes.num_bytes @ weights
+        nodes.flop * weights[nodes.flop_scale] * attended, nodes.num_bytes @ weights
     )
+    device_s = np.where(is_backward, device_s / roofline.kernels.attention_backward, device_s)
     communication_s = np.zeros(len(device_s))
     for row, node in enumerate(sent.node.tolist()):
         kind, axes = sent.groups[int(sent.group[row])]

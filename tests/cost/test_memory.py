@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from meshwright.cost.calibration import DEFAULTS, Origin
 from meshwright.cost.parameters import ParameterTable
 from meshwright.graph.opgraph import refs_in
 from meshwright.plans.plan import OptimizerName, OptimizerSpec, Precision, Recompute
@@ -65,6 +69,30 @@ def test_state_of_optimizers(optimizer: OptimizerSpec, copies: int) -> None:
     state = columns.state([0] * table.num_segments, dp_shard=1, optimizer=optimizer)
 
     assert copies * 48 * 4 == state.optimizer_bytes.sum()
+
+
+def test_parameters_stored_in_full_precision_need_no_copy() -> None:
+    """48 elements: 2 bytes and a copy of 4, or 4 bytes alone; two moments of 4."""
+    table = context_of(two_linear(), "cpu:1", 16).model.table([{}], {})
+    whole = table.columns.parameters
+    low = replace(
+        whole,
+        item_bytes=np.full_like(whole.item_bytes, 2),
+        is_low_precision=np.ones_like(whole.is_low_precision),
+    )
+    columns = ParameterTable(low, is_rounded=False)
+    zero = [0] * table.num_segments
+
+    usual = columns.state(zero, dp_shard=1, optimizer=OptimizerSpec())
+    full = columns.state(
+        zero,
+        dp_shard=1,
+        optimizer=OptimizerSpec(),
+        calibration=DEFAULTS.with_figures(Origin.ASSUMPTION, parameter_item_bytes=4),
+    )
+
+    assert (48 * 2, 48 * 12) == (usual.stored_bytes.sum(), usual.optimizer_bytes.sum())
+    assert (48 * 4, 48 * 8) == (full.stored_bytes.sum(), full.optimizer_bytes.sum())
 
 
 def test_cuda_tensors_are_rounded_up() -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from meshwright.capture import capture
 from meshwright.cluster import parse_cluster
-from meshwright.cost.collectives import LINK_EFFICIENCY, collective_time_s
-from meshwright.cost.columns import columns_of
+from meshwright.cost.calibration import DEFAULTS
+from meshwright.cost.collectives import collective_time_s
 from meshwright.cost.neighbors import exposed_ring_s
 from meshwright.cost.step import StepCost
+from meshwright.cost.write_columns import columns_of
 from meshwright.errors import PlanRefused
 from meshwright.graph.opgraph import OpGraph
 from meshwright.plans.plan import ParallelPlan, Precision
@@ -85,7 +86,7 @@ def test_bytes_of_halos() -> None:
 def test_a_halo_is_one_message_whatever_the_group() -> None:
     cluster = parse_cluster("8xa100")
     link = cluster.hosts[0].link
-    expected_s = link.latency_s + 1e6 / (link.bytes_per_s * LINK_EFFICIENCY)
+    expected_s = link.latency_s + 1e6 / (link.bytes_per_s * DEFAULTS.link_efficiency)
 
     for num_ranks in (2, 8):
         found_s = collective_time_s(
@@ -105,7 +106,7 @@ def test_bytes_of_a_ring() -> None:
 def test_a_ring_takes_one_step_less_than_ranks() -> None:
     cluster = parse_cluster("8xa100")
     link = cluster.hosts[0].link
-    expected_s = 7 * (link.latency_s + 1e6 / (link.bytes_per_s * LINK_EFFICIENCY))
+    expected_s = 7 * (link.latency_s + 1e6 / (link.bytes_per_s * DEFAULTS.link_efficiency))
     found_s = collective_time_s(CollectiveKind.RING, 8e6, cluster=cluster, ranks=range(8))
 
     assert expected_s == pytest.approx(found_s)

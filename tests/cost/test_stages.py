@@ -11,7 +11,8 @@ from msgspec.structs import replace as changed
 from meshwright.cluster import parse_cluster
 from meshwright.cluster.catalog import catalog_cluster, find_device
 from meshwright.cluster.model import Cluster
-from meshwright.cost.collectives import LINK_EFFICIENCY, CollectivePrices
+from meshwright.cost.calibration import DEFAULTS
+from meshwright.cost.collectives import CollectivePrices
 from meshwright.cost.model import choice_of
 from meshwright.cost.resharding import resharding_time_s
 from meshwright.cost.stage_work import StageOrder
@@ -124,7 +125,7 @@ def test_resharding_sends_every_element_once_and_gathers_locally() -> None:
     cluster = parse_cluster("8xa100")
     prices = CollectivePrices(cluster)
     link = cluster.hosts[0].link
-    rate = link.bytes_per_s * LINK_EFFICIENCY
+    rate = link.bytes_per_s * DEFAULTS.link_efficiency
 
     sent_s = resharding_time_s(
         prices, source=(0, 2), target=(2, 4), whole_bytes=8e6, target_bytes=2e6

@@ -14,10 +14,12 @@ import pytest
 from meshwright.cluster import parse_cluster
 from meshwright.cost import tabulate
 from meshwright.cost.choice import Choice
-from meshwright.cost.columns import Columns, columns_of
-from meshwright.cost.model import AnalyticCostModel
+from meshwright.cost.columns import Columns
+from meshwright.cost.model import StepCostModel
+from meshwright.cost.op_work import OpWorks
 from meshwright.cost.table import CostTable, Split
 from meshwright.cost.unfold import NotPeriodic, unfolded
+from meshwright.cost.write_columns import columns_of
 from meshwright.graph.analyzed import analyze_graph
 from meshwright.graph.dimensions import label_dimensions
 from meshwright.graph.factors import analyze_factors
@@ -42,18 +44,18 @@ Shard = dict[str, list[str]]
 
 
 @cache
-def models_of(reference: str) -> tuple[AnalyticCostModel, AnalyticCostModel]:
+def models_of(reference: str) -> tuple[StepCostModel, StepCostModel]:
     return both(with_explicit_factories(zoo(reference, 16)), 16)
 
 
-def both(graph: OpGraph, batch: int) -> tuple[AnalyticCostModel, AnalyticCostModel]:
+def both(graph: OpGraph, batch: int) -> tuple[StepCostModel, StepCostModel]:
     """The model that uses short graphs, and one that knows nothing of them."""
     cluster, job = parse_cluster("16xa100-80gb"), JobSpec(global_batch=batch)
     found = analyze_graph(graph)
     whole = analyze_factors(graph)
     segmentation = find_segments(graph, whole.rules)
     return (
-        AnalyticCostModel(
+        StepCostModel(
             found.analysis,
             found.segmentation,
             found.labels,
@@ -61,7 +63,7 @@ def both(graph: OpGraph, batch: int) -> tuple[AnalyticCostModel, AnalyticCostMod
             job=job,
             periods=found.periods,
         ),
-        AnalyticCostModel(
+        StepCostModel(
             whole,
             segmentation,
             label_dimensions(whole, segmentation),
@@ -71,7 +73,7 @@ def both(graph: OpGraph, batch: int) -> tuple[AnalyticCostModel, AnalyticCostMod
     )
 
 
-def by_segment(model: AnalyticCostModel, kind: str) -> list[Shard]:
+def by_segment(model: StepCostModel, kind: str) -> list[Shard]:
     """For each segment the labels of one way of sharding: data, tensor, sequence, batch."""
     found = []
     for names in model.labels.by_segment:
@@ -111,13 +113,13 @@ def differences(left: object, right: object, path: str = "columns") -> list[str]
     return [] if left == right else [path]
 
 
-def is_short(model: AnalyticCostModel) -> bool:
+def is_short(model: StepCostModel) -> bool:
     """Whether a short graph stands for the graph where all segments of a class are alike."""
     return model._tabulator.short((("one",), (0,) * len(model.segment_classes))) is not None
 
 
 def tables(
-    models: tuple[AnalyticCostModel, AnalyticCostModel],
+    models: tuple[StepCostModel, StepCostModel],
     shards: Sequence[Shard],
     sizes: Mapping[str, int],
     operators: Sequence[Mapping[int, Shard]] = (),
@@ -161,9 +163,9 @@ def test_columns_are_those_of_the_whole_graph(
     short, whole = models_of(reference)
     tabulated: list[int] = []
 
-    def spied(sharded: ShardedGraph, *, scaled: bool) -> Columns:
+    def spied(sharded: ShardedGraph, *, scaled: bool, works: OpWorks) -> Columns:
         tabulated.append(len(sharded.analysis.graph.ops))
-        return columns_of(sharded, scaled=scaled)
+        return columns_of(sharded, scaled=scaled, works=works)
 
     monkeypatch.setattr(tabulate, "columns_of", spied)
     shards = by_segment(short, kind)

@@ -48,7 +48,11 @@ _ROOMS_AT_ROOT = {"agents", "env", "gnn_cost", "profiling", "runtime"}
 # Written in two parts so that this file keeps its own rules.
 _UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X|HA" + r"CK)\b")
 _MACHINE_PATH = re.compile(r"(?<![\w.~-])/(wor" + r"k|far" + r"m|roo" + r"t|hom" + r"e)/\w")
-_DISTRIBUTION_OF = {"torch_geometric": "torch-geometric", "yaml": "pyyaml"}
+_DISTRIBUTION_OF = {
+    "sklearn": "scikit-learn",
+    "torch_geometric": "torch-geometric",
+    "yaml": "pyyaml",
+}
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

@@ -35,6 +35,7 @@ TORCH_FREE_ROOMS = (
     "solvers",
     "spmd",
     "strict_json",
+    "tracking",
     "units",
 )
 ROOMS_THAT_PRINT = (Path("meshwright/cli"), Path("meshwright/report"))

@@ -42,6 +42,7 @@ from meshwright.report import (
     schedule_words,
     segments_table,
     shard_words,
+    source_of,
     speed_up_words,
 )
 
@@ -265,3 +266,18 @@ def test_one_run_has_nothing_to_compare() -> None:
     run = DemoRun(title="the chosen plan", plan=plan, report=report_of(0.4))
 
     assert "Nothing was found to compare the chosen plan with." == speed_up_words([run])
+
+
+def test_every_line_says_where_its_figure_comes_from() -> None:
+    prediction = msgspec.structs.replace(
+        PREDICTION,
+        breakdown={"compute": 0.1, "dp_communication": 0.06, "bubble": 0.04},
+        source=["learned", "analytic"],
+        sources={"compute": 0.9, "dp_communication": 0.1},
+    )
+    found = [source_of(prediction, cause) for cause in prediction.breakdown]
+    text = rendered(*breakdown_tables(prediction))
+
+    assert ["learned", "out of distribution", "analytic"] == found
+    assert "out of distribution" in text
+    assert "learned, analytic" in text

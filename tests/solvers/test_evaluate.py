@@ -8,12 +8,15 @@ from itertools import product
 import numpy as np
 import pytest
 
+from meshwright.cost.calibration import DEFAULTS, Origin
+from meshwright.cost.pricing import Pricing
 from meshwright.plans.plan import Precision, Recompute, ScheduleName
 from meshwright.solvers.base import SearchContext
 from meshwright.solvers.decision import Skeleton
 from meshwright.solvers.evaluate import PlanSpace, candidate_of_decision, price_decision
 from meshwright.solvers.skeletons import skeletons, strategies_for
 from tests.cost.graphs import tiny_gpt, zoo
+from tests.cost.learned import FixedCollectives, PeakOperators
 from tests.cost.plans import context_of
 
 SIZES = (
@@ -73,6 +76,33 @@ def test_one_stage_is_exact_to_the_last_digit() -> None:
     cost = price_decision(context, space.decision(zeros[0], start[0]))
 
     assert space.evaluate(zeros, start).time_s[0] == pytest.approx(cost.time_s, rel=1e-12)
+
+
+def test_learned_and_calibrated_prices_are_as_exact() -> None:
+    """Every figure away from its default: what searches look at is what the model says."""
+    figures = {
+        **{"overlap_fraction": 0.6, "compute_slowdown": 0.1, "communication_slowdown": 0.3},
+        **{"host_s_per_microbatch": 1e-3, "host_s_per_step": 2e-3, "data_loading_share": 0.05},
+        **{"straggler_share": 0.01, "optimizer_traffic": 0.5, "clipping_passes": 3.0},
+        **{"allocator_share": 0.1, "gradient_item_bytes": 4, "reduction_item_bytes": 4},
+        **{"launch_scale": 2.0, "reserved_bytes": 2**30},
+    }
+    pricing = Pricing(
+        name="test",
+        operators=PeakOperators(),
+        collectives=FixedCollectives(),
+        calibration=DEFAULTS.with_figures(Origin.LEARNED, **figures),
+    )
+    context = context_of(tiny_gpt(), "8xa100", 16, pricing=pricing)
+    space = space_of(context, {"dp_shard": 4, "tp": 2}, 1, 2)
+    assignment = (np.arange(space.num_segments) * 5 % space.num_strategies)[None]
+    start = np.zeros((1, 1), dtype=np.int64)
+    cost = price_decision(context, space.decision(assignment[0], start[0]))
+    found = space.evaluate(assignment, start)
+    share = float((cost.memory.peak_bytes / cost.capacity_bytes).max())
+
+    assert found.time_s[0] == pytest.approx(cost.time_s, rel=1e-9)
+    assert 1 + found.excess[0] == pytest.approx(share, rel=1e-3)
 
 
 def test_mixtures_of_zero_and_recompute_are_exact_with_one_sharding() -> None:

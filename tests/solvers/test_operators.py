@@ -8,6 +8,7 @@ import math
 import pytest
 
 from meshwright.cluster import parse_cluster
+from meshwright.cost.pricing import ANALYTIC, Pricing
 from meshwright.plans.plan import JobSpec
 from meshwright.solvers.base import SearchContext
 from meshwright.solvers.choices import ChoiceGraph
@@ -16,18 +17,20 @@ from meshwright.solvers.evaluate import candidate_of_decision
 from meshwright.solvers.operators import OperatorProblem, operator_shardings
 from meshwright.solvers.planner import make_context
 from tests.cost.graphs import two_linear
+from tests.cost.learned import PeakOperators
 from tests.solvers.operator_problems import context_of, with_tp
 
 GPT = "tiny-gpt?num_layers=2&hidden=32&num_heads=4&vocab_size=64&seq_len=8"
 
 
-def linear_context() -> SearchContext:
+def linear_context(pricing: Pricing = ANALYTIC) -> SearchContext:
     """Two products on four GPUs."""
     return make_context(
         two_linear(16),
         reference="two",
         cluster=parse_cluster("4xh100"),
         job=JobSpec(global_batch=16),
+        pricing=pricing,
     )
 
 
@@ -38,10 +41,9 @@ def node_costs_s(problem: OperatorProblem) -> list[list[float]]:
     of_parameter = dict(
         zip((n.value for n in parameters), prices.parameters(parameters), strict=True)
     )
+    of_operator = iter(prices.operators_s([node for node in graph.nodes if not node.is_parameter]))
     costs = [
-        list(of_parameter[node.value].step_s)
-        if node.is_parameter
-        else [prices.operator_s(node, choice) for choice in node.choices]
+        list(of_parameter[node.value].step_s) if node.is_parameter else next(of_operator)
         for node in graph.nodes
     ]
     for number, result, weight in graph.leaving:
@@ -106,6 +108,18 @@ def test_the_program_finds_the_optimum_of_all_choices() -> None:
     assert [] == better
     cost_s = total_s(found.picks) + links_s(problem, problem.graph, found.picks)
     assert found.step_s == pytest.approx(cost_s, rel=1e-6)
+
+
+@pytest.mark.parametrize("efficiency", [0.5, 0.01])
+def test_the_program_prices_operators_as_the_table_does(efficiency: float) -> None:
+    """Learned prices: what the program repeats in every micro-batch is what the table says."""
+    pricing = Pricing(operators=PeakOperators(efficiency=efficiency))
+    problem = OperatorProblem(linear_context(pricing), with_tp(2))
+    found = problem.solve()
+    assert found is not None
+    plan = problem.plan(found)
+
+    assert plan.exact_s == pytest.approx(plan.repeated_s, rel=1e-6)
 
 
 def test_one_program_for_equal_segments() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from meshwright.cluster import parse_cluster
 from meshwright.cluster.model import Cluster
+from meshwright.cost.pricing import Pricing
 from meshwright.cost.step import TIME_CAUSES
 from meshwright.errors import BadRequest, NoFeasiblePlan
 from meshwright.plans import check_plan, plan_text
@@ -15,6 +16,7 @@ from meshwright.plans.plan import JobSpec, Precision
 from meshwright.solvers.planner import PlanningResult, plan_graph
 from meshwright.solvers.rules import RULES
 from tests.cost.graphs import tiny_gpt, whole_batch, zoo
+from tests.cost.learned import CachedOperators
 
 
 def small_memory(cluster: Cluster, memory_bytes: int) -> Cluster:
@@ -162,6 +164,26 @@ def test_planning_twice_gives_the_same_plan() -> None:
 
 def test_no_plan_is_faster_than_the_bound() -> None:
     result = planned("cpu:4")
+    times_s = [
+        plan.prediction.step_time_s
+        for plan in (result.plan, *(other.plan for other in result.alternatives))
+        if plan.prediction is not None
+    ]
+
+    assert 0 < result.search.lower_bound_s <= min(times_s)
+
+
+@pytest.mark.parametrize("cluster", ["1xh100", "4xh100"])
+def test_no_plan_is_faster_than_the_bound_where_parts_fit_a_cache(cluster: str) -> None:
+    """A share of an operator may be priced below its share of the whole operator."""
+    result = plan_graph(
+        tiny_gpt(16),
+        reference="tiny",
+        cluster=parse_cluster(cluster),
+        job=JobSpec(global_batch=16),
+        pricing=Pricing(operators=CachedOperators(cache_bytes=65536.0)),
+        top=100,
+    )
     times_s = [
         plan.prediction.step_time_s
         for plan in (result.plan, *(other.plan for other in result.alternatives))

@@ -1,0 +1,350 @@
+"""Claim: measured steps correct predicted ones where they reach, and leave them alone elsewhere.
+
+    python -m benchmarks.step_prediction RUNS [--cache FOLDER] [--source NAME] [--package] [-o FILE]
+
+``RUNS`` is a table of measured runs (docs/bench.md). On the single-node A100 runs (vTrain), splits
+that extrapolate: learned on 2 and 4 GPUs and judged on 8; without depth 24; without 4 stages;
+without each hidden size. In the same run, beside each other:
+
+- ``parts``: prices of operators and collectives; ``calibration``: with figures of the framework;
+- ``gnn``: the graph network tuned on steps, mean of members, and ``gnn_ensemble``;
+- on ``parts``: boosted trees, an MLP, its ensemble, and the Gaussian process of
+  ``gnn_cost.step_correction`` (``process``);
+- ``calibration_process`` and ``gnn_process``: the process on top of those.
+
+``_unshrunk`` does not go back to 1 out of distribution; the process' distance decides for all.
+Regret is within jobs. Intervals are of 90 %: of residuals of training, or the process' spread times
+a quantile found by leaving out levels within training. Last, each source's error by figures fitted
+on all other sources, runs of trust C left out; ``--package`` writes those that help, and the
+interval of sources left out, beside the package's weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.neural_network import MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from benchmarks.heading import heading
+from meshwright.bench.metrics import spearman
+from meshwright.bench.predict import Predictor
+from meshwright.bench.pricings import pricing_of
+from meshwright.bench.regret import regret
+from meshwright.bench.run_graph_file import read_run_graphs, write_run_graphs
+from meshwright.bench.run_graphs import RunGraphs, run_graphs
+from meshwright.bench.run_table import read_runs
+from meshwright.bench.runs import MeasuredRun
+from meshwright.bench.step_figures import (
+    FIGURES,
+    FigureChoice,
+    chosen_figures,
+    fit_figures,
+    joined,
+    timed_runs,
+)
+from meshwright.cost.calibration import DEFAULTS, Origin
+from meshwright.gnn_cost.forward import MAX_FACTOR
+from meshwright.gnn_cost.predictor import LearnedOperators
+from meshwright.gnn_cost.pretrained_pricing import StepFigures, pretrained_folder
+from meshwright.gnn_cost.step_correction import StepCorrection
+from meshwright.gnn_cost.step_fit import fit_step_correction, half_width_scale
+from meshwright.gnn_cost.step_network import StepNetwork, StepRows
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+Predicted = tuple[FloatArray, tuple[FloatArray, FloatArray]]
+"""Seconds of the tested runs, and their intervals."""
+
+SEEDS = (0, 1, 2)
+SOURCE = "vtrain_single"
+SPLITS = {
+    "8 GPUs": ("gpus", "8"),
+    "depth 24": ("layers", "24"),
+    "4 stages": ("pp", "4"),
+    "hidden 1024": ("hidden", "1024"),
+    "hidden 2048": ("hidden", "2048"),
+}
+BARS = {
+    "8 GPUs": 0.03,
+    "depth 24": 0.03,
+    "4 stages": 0.04,
+    "hidden 1024": 0.12,
+    "hidden 2048": 0.12,
+}
+LOG_MOST = float(np.log(MAX_FACTOR))
+
+
+class Steps:
+    """Runs with their prices, and what models of one split share."""
+
+    def __init__(self, found: RunGraphs, tensors: Mapping[str, Any]) -> None:
+        """Of runs of one source."""
+        self.found, self.tensors = found, tensors
+        self.measured_s = found.graphs.time_s
+        self.parts_s = found.predicted_s
+        self.job = np.array([run.job_key for run in found.runs])
+        self.levels = [found.graphs.labels[name] for name in ("gpus", "layers", "pp")]
+        self.rows = StepRows.of(found.graphs, row_s=found.row_s, launch_s=found.launch_s)
+        self._tuned: dict[tuple[bytes, int], FloatArray] = {}
+        self._processes: dict[tuple[bytes, bytes, int], StepCorrection] = {}
+        self._regressed: dict[tuple[bytes, str, int], FloatArray] = {}
+
+    def tuned_s(self, test: BoolArray, seed: int) -> FloatArray:
+        """Of all runs, by the network tuned on those not tested."""
+        key = (test.tobytes(), seed)
+        if key not in self._tuned:
+            network = StepNetwork(self.tensors, seed=seed)
+            network.fit(self.rows, np.flatnonzero(~test))
+            self._tuned[key] = network.predict(self.rows, np.arange(len(test)))
+        return self._tuned[key]
+
+    def residual_s(
+        self, base_s: FloatArray, test: BoolArray, log_factor: FloatArray, trust: FloatArray
+    ) -> Predicted:
+        """``base_s`` times a bounded factor, with an interval of residuals of training."""
+        all_s = base_s * np.exp(np.clip(trust * log_factor, -LOG_MOST, LOG_MOST))
+        low, high = np.quantile(self.measured_s[~test] / all_s[~test], (0.05, 0.95))
+        return all_s[test], (all_s[test] * low, all_s[test] * high)
+
+    def process(self, base_s: FloatArray, test: BoolArray, seed: int) -> StepCorrection:
+        """Fitted on what is not tested."""
+        key = (test.tobytes(), base_s.tobytes(), seed)
+        if key not in self._processes:
+            ratio = np.log(self.measured_s / base_s)[~test]
+            features = self.found.features[~test]
+            self._processes[key] = fit_step_correction(features, ratio, seed=seed)
+        return self._processes[key]
+
+    def regressed(self, name: str, test: BoolArray, seed: int) -> FloatArray:
+        """Log factors of all runs by a regressor of scikit-learn, taught those not tested."""
+        key = (test.tobytes(), name, seed)
+        if key not in self._regressed:
+            model = trees(seed) if name == "trees" else mlp(seed)
+            ratio = np.log(self.measured_s / self.parts_s)[~test]
+            model.fit(self.found.features[~test], ratio)
+            self._regressed[key] = np.asarray(model.predict(self.found.features))
+        return self._regressed[key]
+
+
+def by_process(
+    steps: Steps, base_s: FloatArray, test: BoolArray, seed: int, shrunk: bool
+) -> Predicted:
+    """The process on ``base_s``."""
+    model = steps.process(base_s, test, seed)
+    found = model(steps.found.features[test], is_shrunk=shrunk)
+    ratio = np.log(steps.measured_s / base_s)[~test]
+    levels = [one[~test] for one in steps.levels]
+    scale = half_width_scale(model, steps.found.features[~test], ratio, levels)
+    time_s, width = base_s[test] * found.factor, scale * found.log_spread
+    return time_s, (time_s * np.exp(-width), time_s * np.exp(width))
+
+
+def by_regressor(
+    steps: Steps, test: BoolArray, seed: int, names: tuple[str, ...], shrunk: bool
+) -> Predicted:
+    """Parts times what regressors say, or the mean of three with ``names`` of more than one."""
+    seeds = (seed, seed + 10, seed + 20) if "ensemble" in names else (seed,)
+    log_factor = np.mean([steps.regressed(names[0], test, one) for one in seeds], axis=0)
+    trust = np.ones(len(test))
+    if shrunk:
+        trust = steps.process(steps.parts_s, test, seed)(steps.found.features).trust
+    return steps.residual_s(steps.parts_s, test, log_factor, trust)
+
+
+def trees(seed: int) -> Any:
+    """Boosted trees."""
+    return HistGradientBoostingRegressor(
+        max_iter=150, learning_rate=0.08, min_samples_leaf=8, random_state=seed
+    )
+
+
+def mlp(seed: int) -> Any:
+    """A small network."""
+    network = MLPRegressor(
+        hidden_layer_sizes=(32, 32),
+        alpha=0.01,
+        max_iter=300,
+        random_state=seed,
+        learning_rate_init=5e-3,
+    )
+    return make_pipeline(StandardScaler(), network)
+
+
+def calibrated(steps: Steps, test: BoolArray) -> FloatArray:
+    """Of all runs, by figures of the framework fitted on those not tested."""
+    runs = timed_runs(steps.found)
+    return fit_figures(runs.where(~test)).predicted_s(runs)
+
+
+def methods() -> dict[str, Callable[[Steps, BoolArray, int], Predicted]]:
+    """By name: what predicts the tested runs."""
+    flat = np.zeros(1)
+
+    def gnn(steps: Steps, test: BoolArray, seeds: tuple[int, ...]) -> FloatArray:
+        return np.asarray(np.exp(np.mean([np.log(steps.tuned_s(test, s)) for s in seeds], axis=0)))
+
+    def shrunk_gnn(steps: Steps, test: BoolArray, seed: int) -> Predicted:
+        ratio = np.log(gnn(steps, test, SEEDS) / steps.parts_s)
+        trust = steps.process(steps.parts_s, test, seed)(steps.found.features).trust
+        return steps.residual_s(steps.parts_s, test, ratio, trust)
+
+    return {
+        "parts": lambda s, t, _: s.residual_s(s.parts_s, t, flat, flat),
+        "calibration": lambda s, t, _: s.residual_s(calibrated(s, t), t, flat, flat),
+        "gnn": lambda s, t, n: s.residual_s(gnn(s, t, (n,)), t, flat, flat),
+        "gnn_ensemble": lambda s, t, _: s.residual_s(gnn(s, t, SEEDS), t, flat, flat),
+        "gnn_ensemble_shrunk": shrunk_gnn,
+        "trees": lambda s, t, n: by_regressor(s, t, n, ("trees",), True),
+        "trees_unshrunk": lambda s, t, n: by_regressor(s, t, n, ("trees",), False),
+        "mlp": lambda s, t, n: by_regressor(s, t, n, ("mlp",), True),
+        "mlp_unshrunk": lambda s, t, n: by_regressor(s, t, n, ("mlp",), False),
+        "mlp_ensemble": lambda s, t, n: by_regressor(s, t, n, ("mlp", "ensemble"), True),
+        "mlp_ensemble_unshrunk": lambda s, t, n: by_regressor(s, t, n, ("mlp", "ensemble"), False),
+        "process": lambda s, t, n: by_process(s, s.parts_s, t, n, True),
+        "process_unshrunk": lambda s, t, n: by_process(s, s.parts_s, t, n, False),
+        "calibration_process": lambda s, t, n: by_process(s, calibrated(s, t), t, n, True),
+        "calibration_process_unshrunk": lambda s, t, n: by_process(
+            s, calibrated(s, t), t, n, False
+        ),
+        "gnn_process": lambda s, t, n: by_process(s, gnn(s, t, SEEDS), t, n, True),
+    }
+
+
+def judged(steps: Steps, test: BoolArray, found: Predicted) -> dict[str, float]:
+    """Errors, regrets, ranks and coverage of the tested runs."""
+    time_s, (low_s, high_s) = found
+    measured_s, job = steps.measured_s[test], steps.job[test]
+    first, third, ranks = [], [], []
+    for name in np.unique(job):
+        own = job == name
+        if own.sum() < 2:
+            continue
+        times, scores = measured_s[own].tolist(), [(one,) for one in time_s[own].tolist()]
+        first.append(regret(times, scores, num_tries=1))
+        third.append(regret(times, scores, num_tries=3))
+        if own.sum() > 2:
+            ranks.append(spearman(time_s[own], measured_s[own]) or 0.0)
+    error = time_s / measured_s - 1
+    return {
+        "mape": float(np.abs(error).mean()),
+        "bias": float(error.mean()),
+        "mean_regret": float(np.mean(first)),
+        "p95_regret": float(np.quantile(first, 0.95)),
+        "mean_regret_top3": float(np.mean(third)),
+        "spearman": float(np.mean(ranks)) if ranks else float("nan"),
+        "coverage_of_90": float(np.mean((low_s <= measured_s) & (measured_s <= high_s))),
+    }
+
+
+def judged_split(steps: Steps, name: str) -> dict[str, Any]:
+    """All methods on one split."""
+    label, value = SPLITS[name]
+    test = steps.found.graphs.labels[label] == value
+    rows = {}
+    for method, predict in methods().items():
+        each = [judged(steps, test, predict(steps, test, seed)) for seed in SEEDS]
+        mean = {key: float(np.mean([one[key] for one in each])) for key in each[0]}
+        spread = float(np.std([one["mape"] for one in each]))
+        rows[method] = {**mean, "mape_std_of_seeds": spread}
+        print(
+            f"{name:12} {method:22} mape {100 * mean['mape']:5.1f} %  regret "
+            f"{100 * mean['mean_regret']:5.2f} %  top 3 {100 * mean['mean_regret_top3']:5.2f} %  "
+            f"p95 {100 * mean['p95_regret']:5.1f} %  rank {mean['spearman']:.3f}  covered "
+            f"{100 * mean['coverage_of_90']:3.0f} %",
+            flush=True,
+        )
+    num_jobs = len(np.unique(steps.job[test]))
+    return {"n": int(test.sum()), "jobs": num_jobs, "bar_mape": BARS[name], "methods": rows}
+
+
+def priced(options: argparse.Namespace, label: str) -> dict[str, RunGraphs]:
+    """Runs with a time by source, from the cache where it holds them."""
+    runs: dict[str, list[MeasuredRun]] = {}
+    for run in read_runs(options.table).runs:
+        if run.measured_s and run.source in (options.source or [run.source]):
+            runs.setdefault(run.source, []).append(run)
+    predictor = Predictor(pricing_of(options.cost_model))
+    known = {}
+    for source, its in runs.items():
+        path = None if options.cache is None else options.cache / f"{source}.npz"
+        found = None if path is None else read_run_graphs(path, priced_by=label)
+        if found is None:
+            found = run_graphs(sorted(its, key=lambda run: run.job_key), predictor)
+            if path is not None:
+                write_run_graphs(path, found, priced_by=label)
+        known[source] = found
+    return known
+
+
+def trusted(found: RunGraphs) -> RunGraphs:
+    """Without runs of trust C: tests of tiny models that show little but their host."""
+    return found.where(np.array([run.trust != "C" for run in found.runs], np.bool_))
+
+
+def package(chosen: FigureChoice) -> None:
+    """Write the figures and the interval that come with the package."""
+    values = {name: chosen.fit.values[name] for name in chosen.names}
+    calibration = DEFAULTS.with_figures(Origin.LEARNED, **values)
+    StepFigures(calibration=calibration.to_json(), interval=chosen.interval).write(
+        pretrained_folder()
+    )
+
+
+def main() -> None:
+    """Judge on every split; write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--cost-model", default="learned")
+    parser.add_argument("--cache", type=Path, help="folder for priced runs")
+    parser.add_argument("--source", action="append", help="only this one; may be repeated")
+    parser.add_argument("--package", action="store_true", help="write steps.json")
+    parser.add_argument("-o", "--output", default="benchmarks/results/step_prediction.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    sha256 = hashlib.sha256(options.table.read_bytes()).hexdigest()
+    pricing = pricing_of(options.cost_model)
+    found = priced(options, f"{pricing.label} {sha256[:12]}")
+    operators = pricing.operators
+    assert isinstance(operators, LearnedOperators), "the graph network is what is tuned"
+    steps = Steps(found[SOURCE], operators.tensors)
+    chosen = chosen_figures(joined(timed_runs(trusted(one)) for one in found.values()))
+    document = {
+        **heading(
+            "steps: measured steps correct predicted ones where they reach, and nowhere else",
+            table_sha256=sha256,
+            cost_model=pricing.label,
+            n={source: one.graphs.count for source, one in found.items()},
+            left_out_runs={source: len(one.skipped) for source, one in found.items()},
+            seeds=list(SEEDS),
+        ),
+        "splits": {},
+        "figures_without_source": chosen.to_json() if len(found) > 1 else None,
+        "figures_that_can_be_fitted": list(FIGURES),
+    }
+    words = (str(options.table), options.table.name), (str(options.cache), "cache")
+    for path, name in words:
+        document["command"] = document["command"].replace(path, name)
+    for name in SPLITS:
+        document["splits"][name] = judged_split(steps, name)
+        document["seconds"] = time.monotonic() - start
+        Path(options.output).write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(document["figures_without_source"], indent=1))
+    if options.package:
+        package(chosen)
+
+
+if __name__ == "__main__":
+    main()

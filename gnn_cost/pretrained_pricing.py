@@ -1,0 +1,199 @@
+"""The learned cost model as one ``Pricing``, from the folder of a fit or from the package.
+
+::
+
+    operators.safetensors, .json   prices of operators          (``predictor.py``)
+    collectives.json               prices of collectives        (``collectives.py``)
+    steps.json                     how they join into a step, and the interval of step times
+    card.json                      what all of it was learned from
+    calibrations/DEVICE.json       corrections of single devices (``calibrations.py``)
+
+Each but one of the first three may be missing: what is not learned is priced analytically. Needs no
+torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from meshwright.cluster.model import Cluster
+from meshwright.cost.calibration import DEFAULTS, Calibration
+from meshwright.cost.pricing import ANALYTIC, ANALYTIC_INTERVAL, Pricing
+from meshwright.errors import BadRequest
+from meshwright.gnn_cost.calibrations import calibrated, load_calibrations
+from meshwright.gnn_cost.collectives import LearnedCollectives, load_collectives
+from meshwright.gnn_cost.predictor import load_operators
+from meshwright.strict_json import (
+    FieldError,
+    JsonValue,
+    convert,
+    dump_json,
+    load_json,
+    read_source,
+    write_text_atomically,
+)
+
+__all__ = [
+    "STEPS_NAME",
+    "StepFigures",
+    "load_pricing",
+    "named_pricing",
+    "pretrained_folder",
+    "read_step_figures",
+    "usual_pricing",
+]
+
+STEPS_NAME = "steps.json"
+_OPERATORS, _COLLECTIVES, _CARD = "operators.safetensors", "collectives.json", "card.json"
+_SCHEMA_VERSION = 1
+
+
+class StepFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ``steps.json`` holds."""
+
+    schema_version: int = _SCHEMA_VERSION
+    calibration: dict[str, Any]
+    """``Calibration.to_json``."""
+    interval: tuple[
+        Annotated[float, msgspec.Meta(gt=0, le=1)], Annotated[float, msgspec.Meta(ge=1)]
+    ]
+    """``Pricing.interval``."""
+
+    def __post_init__(self) -> None:
+        if self.schema_version != _SCHEMA_VERSION:
+            raise FieldError(
+                "schema_version",
+                f"is {self.schema_version}, this Meshwright reads {_SCHEMA_VERSION}",
+            )
+
+    def write(self, folder: Path) -> None:
+        """Write ``steps.json`` into the folder of a fit."""
+        write_text_atomically(dump_json(self), folder / STEPS_NAME)
+
+
+def read_step_figures(path: Path) -> tuple[Calibration, tuple[float, float]]:
+    """The calibration and the interval in a ``steps.json``.
+
+    Raises:
+        BadRequest: it cannot be read, or does not follow the form.
+    """
+    data, name = read_source(path, error=BadRequest, what="step figures")
+    form = convert(
+        load_json(data, error=BadRequest, name=name), StepFigures, error=BadRequest, name=name
+    )
+    return Calibration.from_json(form.calibration, where=name), form.interval
+
+
+def pretrained_folder() -> Path:
+    """Where the weights lie that come with the package."""
+    return Path(str(resources.files("meshwright.gnn_cost").joinpath("pretrained")))
+
+
+def load_pricing(folder: Path | None = None, *, with_calibrations: bool = True) -> Pricing:
+    """The pricing a folder holds; without one, the package's.
+
+    A device calibration that was made with other weights is left out; ``with_calibrations=False``
+    leaves out all of them.
+
+    Raises:
+        BadRequest: the folder holds no learned prices, or damaged ones.
+    """
+    where = pretrained_folder() if folder is None else folder
+    paths = [where / name for name in (_OPERATORS, _COLLECTIVES, STEPS_NAME)]
+    operators, collectives, steps = (path if path.is_file() else None for path in paths)
+    if operators is None and collectives is None and steps is None:
+        if folder is None:
+            return ANALYTIC
+        raise BadRequest(
+            f"{folder}: holds no learned cost model; give the folder of a `meshwright fit`"
+        )
+    calibration, interval = DEFAULTS, ANALYTIC_INTERVAL
+    if steps is not None:
+        calibration, interval = read_step_figures(steps)
+    pricing = Pricing(
+        name="learned" if folder is None else f"learned in {folder.name}",
+        sha256=_sha256(where),
+        data_sha256=_data_hashes(where),
+        operators=None if operators is None else load_operators(operators),
+        collectives=(
+            None if collectives is None else LearnedCollectives(load_collectives(collectives))
+        ),
+        calibration=calibration,
+        interval=interval,
+    )
+    if not with_calibrations:
+        return pricing
+    found = load_calibrations(where, pricing_sha256=pricing.sha256)
+    return calibrated(pricing, found.calibrations)
+
+
+def usual_pricing(cluster: Cluster) -> Pricing:
+    """What plans for ``cluster`` are priced with unless asked otherwise.
+
+    The package's learned prices, and on CPUs, which they know nothing of, data sheets.
+    """
+    return ANALYTIC if _is_cpu(cluster) else load_pricing()
+
+
+def named_pricing(name: str | None, cluster: Cluster) -> Pricing:
+    """What ``--cost-model`` names: ``analytic``, ``learned``, or the folder of a fit.
+
+    ``None``: the usual.
+
+    Raises:
+        BadRequest: there is no such folder, or it holds no learned prices.
+    """
+    if name is None or name == "learned":
+        return usual_pricing(cluster)
+    if name == "analytic":
+        return ANALYTIC
+    if not Path(name).is_dir():
+        raise BadRequest(
+            f"--cost-model: {name!r} is no folder; use analytic, learned or the folder of a "
+            "`meshwright fit`"
+        )
+    return load_pricing(Path(name))
+
+
+def _is_cpu(cluster: Cluster) -> bool:
+    return all(device.name == "cpu" for device in cluster.devices)
+
+
+def _data_hashes(folder: Path) -> frozenset[str]:
+    """Of all files that the cards in a folder name as data."""
+    found: set[str] = set()
+    for name in (_CARD, f"{Path(_OPERATORS).stem}.json", _COLLECTIVES):
+        if (folder / name).is_file():
+            data, where = read_source(folder / name, error=BadRequest, what="model card")
+            found |= _hashes(load_json(data, error=BadRequest, name=where), is_data=False)
+    return frozenset(found)
+
+
+def _hashes(raw: JsonValue, *, is_data: bool) -> set[str]:
+    """Values of ``sha256`` anywhere below a key ``data``."""
+    if isinstance(raw, dict):
+        own = raw.get("sha256")
+        found = {own} if is_data and isinstance(own, str) else set()
+        return found.union(*(_hashes(v, is_data=is_data or k == "data") for k, v in raw.items()))
+    if isinstance(raw, list):
+        return set().union(*(_hashes(item, is_data=is_data) for item in raw))
+    return set()
+
+
+def _sha256(folder: Path) -> str:
+    """Of the model card; without one, of all that prices are made of."""
+    card = folder / _CARD
+    names = [_CARD] if card.is_file() else [_OPERATORS, _COLLECTIVES, STEPS_NAME]
+    digest = hashlib.sha256()
+    try:
+        for name in names:
+            if (folder / name).is_file():
+                digest.update((folder / name).read_bytes())
+    except OSError as error:
+        raise BadRequest(f"{folder}: cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()

@@ -1,0 +1,277 @@
+"""The plan a row was run with, exactly as given, on the segments of a graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import gcd
+
+from meshwright import __version__
+from meshwright.bench.clusters import num_devices_of
+from meshwright.bench.runs import MeasuredRun
+from meshwright.bench.software import Software
+from meshwright.errors import BadRequest
+from meshwright.graph.dimensions import BATCH, EXPERTS, RING, SEQUENCE
+from meshwright.graph.segments import Segmentation
+from meshwright.plans.plan import (
+    CommunicationOptions,
+    GraphReference,
+    JobSpec,
+    Mesh,
+    ParallelPlan,
+    Provenance,
+    Recompute,
+    ScheduleName,
+    SegmentPlan,
+    Stage,
+)
+
+__all__ = ["Degrees", "degrees_of", "given_plan", "shards_of"]
+
+_CUTS = re.compile(r"stage cuts \[([0-9, ]+)\] over (\d+)")
+_UNIT = re.compile(r"((?:\w+\.)*)(?:layers|blocks)\.(\d+)|(stages\.\d+)\.(\d+)")
+_TENSOR_KINDS = ("heads", "vocab", "inner")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Degrees:
+    """How a run splits its batch and its model; none missing."""
+
+    dp: int
+    tp: int
+    pp: int
+    cp: int
+    ep: int
+    """Over ranks of ``dp``."""
+    virtual: int
+    micro_batch: float
+    """Samples; no whole number where ranks take turns at the last micro-batch."""
+    num_microbatches: int
+
+    @property
+    def per_stage(self) -> int:
+        """Devices of a stage."""
+        return self.dp * self.tp * self.cp
+
+
+def degrees_of(run: MeasuredRun) -> tuple[Degrees, tuple[str, ...]]:
+    """The degrees of ``run``, and what was assumed.
+
+    Raises:
+        BadRequest: the devices, the batch or the product of degrees do not agree, or are not told.
+    """
+    said: list[str] = []
+    gpus = num_devices_of(run)
+    tp, pp, cp = run.tp or 1, run.pp or 1, run.cp or 1
+    inner = tp * pp * cp
+    if gpus % inner:
+        raise BadRequest(f"tp {tp} x pp {pp} x cp {cp} does not divide {gpus} gpus")
+    dp = gpus // inner
+    if run.dp is not None and run.dp != dp:
+        raise BadRequest(f"dp {run.dp} x tp {tp} x pp {pp} x cp {cp} is not {gpus} gpus")
+    if run.global_batch is None:
+        raise BadRequest("global_batch is not told")
+    ep = run.ep or 1
+    if run.experts and run.experts > 1 and dp % ep:
+        ep, wanted = gcd(ep, dp), ep
+        said.append(f"ep {wanted} over dp {dp}: {ep}, and tp cuts within experts")
+    if run.experts and run.experts % ep:
+        said.append(f"ep {ep} does not divide {run.experts} experts: {gcd(ep, run.experts)}")
+    ep = gcd(ep, run.experts or 1)
+    micro = run.micro_batch
+    if micro is None:
+        micro = 1 if pp > 1 else max(run.global_batch // dp, 1)
+        said.append(f"micro_batch not told: {micro}")
+    count = max(-(-run.global_batch // (dp * micro)), 1)
+    virtual = run.virtual_stages or 1
+    if run.virtual_stages is None and run.schedule == "interleaved":
+        virtual = 2 if run.layers and run.layers % (2 * pp) == 0 else 1
+        said.append(f"virtual stages not told: {virtual}")
+    found = Degrees(
+        dp=dp,
+        tp=tp,
+        pp=pp,
+        cp=cp,
+        ep=ep,
+        virtual=virtual if pp > 1 else 1,
+        micro_batch=run.global_batch / dp / count,
+        num_microbatches=count,
+    )
+    return found, tuple(said)
+
+
+def shards_of(
+    segmentation: Segmentation,
+    labels: Sequence[Mapping[str, int]],
+    degrees: Degrees,
+    *,
+    sequence_parallel: bool,
+    sizes: Mapping[int, int],
+) -> list[dict[str, list[str]]]:
+    """For each segment class, mesh axis to labels.
+
+    Args:
+        segmentation: of the graph.
+        labels: of each segment, label to class.
+        degrees: of the run.
+        sequence_parallel: what lies between tensor-parallel products is cut along the sequence.
+        sizes: of each dimension class.
+    """
+    found = []
+    for segment in segmentation.representatives():
+        names = labels[segment.index]
+        batch = [BATCH] if BATCH in names else []
+        experts = [label for label in names if _kind(label) == EXPERTS]
+        sequence = [SEQUENCE] if SEQUENCE in names else []
+        tensor = [label for kind in _TENSOR_KINDS for label in names if _kind(label) == kind]
+        tensor = [label for label in tensor if sizes.get(names[label], 0) % degrees.tp == 0]
+        wanted = {
+            "dp_replicate": batch,
+            "dp_shard": batch,
+            "cp": [*sequence, RING],
+            "ep": [*experts, *batch],
+            "tp": tensor + (sequence if sequence_parallel else []),
+        }
+        used = {"cp": degrees.cp, "ep": degrees.ep, "tp": degrees.tp}
+        found.append({axis: wanted[axis] for axis in wanted if used.get(axis, 2) > 1})
+    return found
+
+
+def _kind(label: str) -> str:
+    return label.rstrip("0123456789")
+
+
+def starts_of(run: MeasuredRun, segmentation: Segmentation, num_stages: int) -> tuple[int, ...]:
+    """First segment of each stage: layers in equal runs, or as the row's notes cut them.
+
+    Raises:
+        BadRequest: there are more stages than layers.
+    """
+    if num_stages == 1:
+        return (0,)
+    firsts = _first_segments(segmentation)
+    if len(firsts) < num_stages:
+        raise BadRequest(f"{num_stages} stages but {len(firsts)} layers to cut between")
+    cuts = _told_cuts(run, len(firsts), num_stages)
+    if cuts is None:
+        cuts = tuple(stage * len(firsts) // num_stages for stage in range(num_stages))
+    return (0, *(firsts[cut] for cut in cuts[1:]))
+
+
+def _first_segments(segmentation: Segmentation) -> list[int]:
+    """The first segment of every layer."""
+    firsts: list[int] = []
+    seen: set[tuple[str, ...]] = set()
+    for segment in segmentation.segments:
+        match = _UNIT.search(segment.name)
+        if match is not None:
+            unit = tuple(part or "" for part in match.groups())
+            if unit not in seen:
+                seen.add(unit)
+                firsts.append(segment.index)
+    return firsts
+
+
+def _told_cuts(run: MeasuredRun, num_layers: int, num_stages: int) -> tuple[int, ...] | None:
+    """First layer of each stage from ``stage cuts [0, 15, 30] over 30`` in the notes.
+
+    Units that are no layers stand before and after them, as many on each side.
+    """
+    match = _CUTS.search(run.notes or "")
+    if match is None:
+        return None
+    cuts = [int(word) for word in match.group(1).replace(",", " ").split()]
+    others = int(match.group(2)) - num_layers
+    before = others // 2
+    if len(cuts) != num_stages + 1 or others < 0:
+        return None
+    found = [min(max(cut - before, 0), num_layers - 1) for cut in cuts[:-1]]
+    return tuple(found) if all(a < b for a, b in pairwise(found)) else None
+
+
+def given_plan(
+    run: MeasuredRun,
+    degrees: Degrees,
+    software: Software,
+    segmentation: Segmentation,
+    shards: Sequence[dict[str, list[str]]],
+    *,
+    graph: GraphReference,
+    job: JobSpec,
+) -> tuple[ParallelPlan, tuple[str, ...]]:
+    """The plan of ``run``, and what was assumed.
+
+    Raises:
+        BadRequest: there are more stages than layers.
+    """
+    said: list[str] = []
+    schedule, virtual = _schedule(run, degrees, said)
+    starts = starts_of(run, segmentation, degrees.pp * virtual)
+    ends = (*starts[1:], len(segmentation.segments))
+    data = degrees.dp // degrees.ep
+    sharing = data * degrees.cp if software.shards_over_context else data
+    shards_data = software.zero_stage > 0
+    segments = [
+        SegmentPlan(
+            segment_class=segment.segment_class,
+            name=segment.name,
+            shard={
+                axis: names
+                for axis, names in shard.items()
+                if axis not in ("dp_replicate", "dp_shard") or (axis == "dp_shard") == shards_data
+            },
+            zero_stage=software.zero_stage if sharing > 1 else 0,
+            recompute=Recompute(software.recompute),
+        )
+        for segment, shard in zip(segmentation.representatives(), shards, strict=True)
+    ]
+    plan = ParallelPlan(
+        model=graph,
+        cluster=f"{run.gpus or ''}x{run.gpu}",
+        job=job,
+        mesh=Mesh(
+            pp=degrees.pp,
+            dp_replicate=1 if shards_data else data,
+            dp_shard=data if shards_data else 1,
+            cp=degrees.cp,
+            ep=degrees.ep,
+            tp=degrees.tp,
+        ),
+        num_microbatches=degrees.num_microbatches,
+        schedule=schedule,
+        communication=CommunicationOptions(bucket_bytes=software.bucket_bytes),
+        stages=[
+            Stage(
+                first_segment=start,
+                last_segment=end - 1,
+                first_device=stage % degrees.pp * degrees.per_stage,
+                num_devices=degrees.per_stage,
+            )
+            for stage, (start, end) in enumerate(zip(starts, ends, strict=True))
+        ],
+        segments=segments,
+        provenance=Provenance(meshwright_version=__version__, solver="given", level="manual"),
+    )
+    return plan, tuple(said)
+
+
+def _schedule(run: MeasuredRun, degrees: Degrees, said: list[str]) -> tuple[ScheduleName, int]:
+    """The schedule and the stages of a device."""
+    word = (run.schedule or "").lower()
+    if degrees.pp == 1:
+        return ScheduleName.ONE_F_ONE_B, 1
+    virtual = degrees.virtual
+    if virtual > 1:
+        if degrees.num_microbatches % degrees.pp == 0:
+            return ScheduleName.INTERLEAVED, virtual
+        said.append("micro-batches do not divide by pp: 1F1B instead of interleaved")
+        virtual = 1
+    if word == "gpipe":
+        return ScheduleName.GPIPE, 1
+    if word in ("zb", "zb-h1", "zero-bubble", "zbh1"):
+        return ScheduleName.ZB_H1, 1
+    if word not in ("1f1b", "interleaved", "none"):
+        said.append("schedule not told: 1F1B")
+    return ScheduleName.ONE_F_ONE_B, 1

@@ -1,0 +1,194 @@
+"""The mirror of an experiment in Weights & Biases, online or offline; an optional extra.
+
+Each group of metrics has a step of its own (``operators/0/step``), so that a run that goes on from
+a checkpoint may repeat steps. What a model was made from is an artifact of its own, of type
+``dataset``, that holds names and hashes and no data; online the run also *uses* it, which draws the
+lineage. Offline there is no server to ask: it is logged only, and ``wandb sync`` uploads it later.
+Nothing about the machine is sent: no code, no environment, no statistics of the system.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from meshwright.errors import BadRequest
+from meshwright.strict_json import JsonValue, one_line
+from meshwright.tracking.tracker import Tracker
+
+__all__ = ["WandbMirror", "WandbMode", "open_mirror", "require_wandb"]
+
+_START_TIMEOUT_S = 30.0
+
+
+class WandbMode(StrEnum):
+    """What becomes of the mirror."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+    DISABLED = "disabled"
+
+
+def require_wandb(mode: WandbMode) -> None:
+    """Check that the mirror can be had.
+
+    Raises:
+        BadRequest: W&B is not installed, or nobody is logged in for ``online``.
+    """
+    if mode is WandbMode.DISABLED:
+        return
+    if find_spec("wandb") is None:
+        raise BadRequest(
+            "--wandb: W&B is not installed; `pip install 'meshwright[wandb]'`, or leave it out: "
+            "the local index holds everything"
+        )
+    if mode is WandbMode.ONLINE and not _is_logged_in():
+        raise BadRequest(
+            "--wandb online: nobody is logged in to W&B; run `wandb login` or set WANDB_API_KEY, "
+            "or use --wandb offline"
+        )
+
+
+def _is_logged_in() -> bool:
+    import wandb
+
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+
+
+def open_mirror(
+    mode: WandbMode,
+    *,
+    project: str,
+    group: str | None,
+    name: str,
+    run_id: str,
+    folder: Path,
+    complain: Callable[[str], None],
+) -> Tracker | None:
+    """The mirror, started; None where it is disabled or cannot be started, which is complained of.
+
+    A server that does not answer makes it offline.
+
+    Args:
+        mode: online, offline or disabled.
+        project: of W&B.
+        group: of runs that belong together.
+        name: of the run.
+        run_id: of the local index; a run that goes on goes on in W&B too.
+        folder: where W&B keeps its files, under ``wandb``.
+        complain: told what failed, in one line.
+
+    Raises:
+        BadRequest: see ``require_wandb``.
+    """
+    require_wandb(mode)
+    if mode is WandbMode.DISABLED:
+        return None
+    for attempt in (mode, WandbMode.OFFLINE):
+        try:
+            return WandbMirror(
+                attempt, project=project, group=group, name=name, run_id=run_id, folder=folder
+            )
+        except Exception as error:
+            complain(f"W&B cannot start {attempt}: {one_line(str(error))}")
+            if attempt is WandbMode.OFFLINE:
+                break
+    return None
+
+
+class WandbMirror:
+    """A Tracker that writes to W&B."""
+
+    def __init__(
+        self,
+        mode: WandbMode,
+        *,
+        project: str,
+        group: str | None,
+        name: str,
+        run_id: str,
+        folder: Path,
+    ) -> None:
+        import wandb
+
+        self._wandb: Any = wandb
+        self._is_online = mode is WandbMode.ONLINE
+        self._groups: set[str] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run: Any = wandb.init(
+            project=project,
+            group=group,
+            name=name,
+            id=run_id,
+            dir=str(folder),
+            mode=str(mode),  # type: ignore[arg-type] # a Literal there
+            resume="allow",
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,
+                disable_code=True,
+                disable_job_creation=True,
+                save_code=False,
+                init_timeout=_START_TIMEOUT_S,
+                host="",
+                x_disable_meta=True,
+                x_disable_stats=True,
+                x_disable_machine_info=True,
+                x_save_requirements=False,
+            ),
+        )
+
+    def config(self, values: Mapping[str, JsonValue]) -> None:
+        """See ``Tracker``."""
+        self._run.config.update(dict(values), allow_val_change=True)
+
+    def metrics(self, group: str, values: Mapping[str, float], *, step: int) -> None:
+        """See ``Tracker``."""
+        if group not in self._groups:
+            self._groups.add(group)
+            self._run.define_metric(f"{group}/step", hidden=True)
+            self._run.define_metric(f"{group}/*", step_metric=f"{group}/step")
+        self._run.log(
+            {f"{group}/step": step, **{f"{group}/{key}": value for key, value in values.items()}}
+        )
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[JsonValue]]) -> None:
+        """See ``Tracker``."""
+        table = self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        self._run.log({name: table})
+
+    def artifact(
+        self,
+        name: str,
+        *,
+        kind: str,
+        files: Sequence[Path],
+        metadata: Mapping[str, JsonValue],
+        made_from: Sequence[str] = (),
+    ) -> None:
+        """See ``Tracker``."""
+        whole = {**metadata, "made_from": list(made_from)}
+        artifact = self._wandb.Artifact(name, type=kind, metadata=whole)
+        with artifact.new_file("metadata.json", mode="w") as file:
+            json.dump(whole, file, indent=2, sort_keys=True)
+        for path in files:
+            artifact.add_file(str(path))
+        if kind == "dataset" and self._is_online:
+            self._run.use_artifact(artifact)
+        else:
+            self._run.log_artifact(artifact)
+
+    def summary(self, values: Mapping[str, JsonValue]) -> None:
+        """See ``Tracker``."""
+        self._run.summary.update(dict(values))
+
+    def finish(self, status: str) -> None:
+        """See ``Tracker``; the run counts as failed where ``status`` says so."""
+        self._run.summary["status"] = status
+        self._run.finish(exit_code=int(status == "failed"))

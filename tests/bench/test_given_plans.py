@@ -1,0 +1,93 @@
+"""The plan of a row is the one that was run."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshwright.bench.given_plans import degrees_of
+from meshwright.bench.predict import Predictor
+from meshwright.errors import BadRequest
+from meshwright.plans.plan import Recompute, ScheduleName
+from tests.bench.given_runs import run
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor()
+
+
+def test_degrees_follow_from_each_other() -> None:
+    """8 devices over tp 2 and pp 2 leave dp 2; 32 samples over 2 ranks of 2 are 8 micro-batches."""
+    found, _ = degrees_of(run(dp=None))
+
+    assert (2, 2, 2) == (found.dp, found.tp, found.pp)
+    assert 8 == found.num_microbatches
+    assert 2.0 == found.micro_batch
+
+
+def test_devices_from_degrees() -> None:
+    found, _ = degrees_of(run(gpus=None, dp=4, hosts=None, gpus_per_host=None))
+
+    assert 16 == found.dp * found.tp * found.pp
+
+
+def test_experts_beyond_data_parallel_ranks() -> None:
+    """Ep 4 over dp 2: two ranks of ep."""
+    found, said = degrees_of(run(experts=8, ep=4))
+
+    assert 2 == found.ep
+    assert 2 == found.dp
+    assert any("ep 4" in text for text in said)
+
+
+def test_disagreeing_degrees_are_an_error() -> None:
+    with pytest.raises(BadRequest, match="is not 8 gpus"):
+        degrees_of(run(dp=4))
+    with pytest.raises(BadRequest, match="does not divide"):
+        degrees_of(run(tp=3))
+    with pytest.raises(BadRequest, match="global_batch"):
+        degrees_of(run(global_batch=None))
+
+
+def test_mesh_stages_and_labels(predictor: Predictor) -> None:
+    plan = predictor.priced(run()).plan
+
+    assert (2, 2, 1, 2) == (
+        plan.mesh.pp, plan.mesh.dp_replicate, plan.mesh.dp_shard, plan.mesh.tp,
+    )  # fmt: skip
+    assert ScheduleName.ONE_F_ONE_B is plan.schedule
+    assert [0, 4] == [stage.first_device for stage in plan.stages]
+    attention = next(item for item in plan.segments if "attention" in item.name)
+    assert "heads" == attention.shard["tp"][0]
+    assert ["batch"] == attention.shard["dp_replicate"]
+
+
+def test_layers_in_equal_stages(predictor: Predictor) -> None:
+    """4 layers on 2 stages: the second begins with layer 2."""
+    priced = predictor.priced(run())
+
+    second = priced.plan.stages[1].first_segment
+    assert "layers.2" in priced.model.segmentation.segments[second].name
+
+
+def test_cuts_told_in_the_notes(predictor: Predictor) -> None:
+    """6 units, one before and one after the 4 layers: a cut at unit 2 is one at layer 1."""
+    priced = predictor.priced(run(notes="stage cuts [0, 2, 6] over 6 units"))
+
+    second = priced.plan.stages[1].first_segment
+    assert "layers.1" in priced.model.segmentation.segments[second].name
+
+
+def test_zero_and_recompute(predictor: Predictor) -> None:
+    plan = predictor.priced(run(zero_stage=3, recompute="full", framework="FSDP")).plan
+
+    assert (1, 2) == (plan.mesh.dp_replicate, plan.mesh.dp_shard)
+    assert {3} == {item.zero_stage for item in plan.segments}
+    assert {Recompute.FULL} == {item.recompute for item in plan.segments}
+
+
+def test_interleaved_stages_return_to_the_first_devices(predictor: Predictor) -> None:
+    plan = predictor.priced(run(virtual_stages=2, schedule="interleaved")).plan
+
+    assert ScheduleName.INTERLEAVED is plan.schedule
+    assert [0, 4, 0, 4] == [stage.first_device for stage in plan.stages]

@@ -1,0 +1,46 @@
+"""Margins over predicted peaks."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshwright.bench.memory_margin import MeasuredPeak, margins_of
+
+
+def peaks(source: str, ratios: list[float]) -> list[MeasuredPeak]:
+    return [
+        MeasuredPeak(source=source, measured_bytes=ratio * 1000 * n, predicted_bytes=1000 * n)
+        for n, ratio in enumerate(ratios, 1)
+    ]
+
+
+def test_the_worst_of_few_and_the_percentile_of_many() -> None:
+    many = peaks("a", [1 + n / 1000 for n in range(300)])
+
+    assert 0.2 == pytest.approx(margins_of(peaks("a", [0.9, 1.2, 1.1])).general)
+    assert 0.297 == pytest.approx(margins_of(many).general)
+
+
+def test_runs_predicted_alike_are_one_configuration() -> None:
+    alike = [
+        MeasuredPeak(source="a", measured_bytes=measured, predicted_bytes=100.0)
+        for measured in (90.0, 105.0, 103.0)
+    ]
+
+    found = margins_of(alike)
+
+    assert {"a": 1} == found.configurations
+    assert 0.05 == pytest.approx(found.general)
+
+
+def test_a_small_source_follows_all_sources() -> None:
+    """20 configurations have half the say: between its own 0.1 and the general 0.3."""
+    found = margins_of([*peaks("a", [1.1] * 20), *peaks("b", [1.3] * 60)])
+
+    assert 0.3 == pytest.approx(found.general)
+    assert 0.2 == pytest.approx(found.by_source["a"])
+
+
+def test_no_margin_is_below_nothing() -> None:
+    assert 0.0 == margins_of(peaks("a", [0.5, 0.9])).general
+    assert 0.0 == margins_of([]).general
