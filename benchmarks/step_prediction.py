@@ -15,7 +15,7 @@ without each hidden size. In the same run, beside each other:
 ``_unshrunk`` does not go back to 1 out of distribution; the process' distance decides for all.
 Regret is within jobs. Intervals are of 90 %: of residuals of training, or the process' spread times
 a quantile found by leaving out levels within training. Last, each source's error by figures fitted
-on all other sources, runs of trust C left out; ``--package`` writes those that help, and the
+on all other sources, runs of trust A alone; ``--package`` writes those that help, and the
 interval of sources left out, beside the package's weights.
 """
 
@@ -289,8 +289,8 @@ def priced(options: argparse.Namespace, label: str) -> dict[str, RunGraphs]:
 
 
 def trusted(found: RunGraphs) -> RunGraphs:
-    """Without runs of trust C: tests of tiny models that show little but their host."""
-    return found.where(np.array([run.trust != "C" for run in found.runs], np.bool_))
+    """Runs of trust A or none told: not what is aggregated, partly unstated, or bound by its host."""
+    return found.where(np.array([run.trust in ("A", None) for run in found.runs], np.bool_))
 
 
 def package(chosen: FigureChoice) -> None:

@@ -44,6 +44,7 @@ __all__ = [
     "Prediction",
     "collective_prediction",
     "fit_offsets",
+    "held_out_error",
     "operator_prediction",
     "step_prediction",
     "together",
@@ -66,6 +67,7 @@ _CAUCHY_SCALE = 3.0
 """In deviations of the noise."""
 _ROUNDS = 12
 _SMALLEST_MOVE = 1e-9
+_FEWEST_HELD_OUT, _FOLDS = 4, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +166,34 @@ def fit_offsets(
         noise=noise,
         num_samples=len(measured_s),
     )
+
+
+def held_out_error(
+    predict: Callable[[Mapping[str, float]], Prediction], measured_s: FloatArray
+) -> float | None:
+    """Mean of |predicted / measured - 1| of rows by offsets of the other rows.
+
+    An eighth of the rows is left out in turn (of fewer than 8, one); None for fewer than 4.
+
+    Args:
+        predict: as ``fit_offsets`` takes it.
+        measured_s: (N,)
+    """
+    if len(measured_s) < _FEWEST_HELD_OUT:
+        return None
+    # Tables repeat themselves every few rows, so turns are drawn.
+    fold = np.random.default_rng(0).permutation(len(measured_s)) % _FOLDS
+    error = np.zeros(len(measured_s))
+    for number in range(fold.max() + 1):
+        here = fold == number
+
+        def of_others(values: Mapping[str, float], seen: NDArray[np.bool_] = ~here) -> Prediction:
+            found = predict(values)
+            return replace(found, time_s=found.time_s[seen], shares=found.shares[seen])
+
+        offsets = fit_offsets(of_others, measured_s[~here])
+        error[here] = np.abs(predict(offsets.values).time_s / measured_s - 1)[here]
+    return float(error.mean())
 
 
 def operator_prediction(

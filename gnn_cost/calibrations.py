@@ -62,6 +62,9 @@ class DeviceCalibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     error_before: float
     """Mean of |predicted / measured - 1| over the samples, without the offsets."""
     error_after: float
+    """With them, on the very rows they were fitted to."""
+    error_held_out: float | None = None
+    """Of rows by offsets of the others, left out in turn; None for fewer than 4."""
     data: list[DataSource]
 
     def __post_init__(self) -> None:

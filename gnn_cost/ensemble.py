@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from meshwright.cluster.catalog import makers_of
 from meshwright.gnn_cost.batches import TrainingRows, training_rows
 from meshwright.gnn_cost.features import FEATURES_VERSION
 from meshwright.gnn_cost.intervals import fit_intervals
@@ -44,6 +45,8 @@ class FittedEnsemble:
 
     tensors: dict[str, NDArray[Any]]
     """For ``LearnedOperators``."""
+    makers: frozenset[str]
+    """Of the devices that were learned from."""
     histories: tuple[tuple[EpochMetrics, ...], ...]
     """Of each member."""
     is_held_out: BoolArray
@@ -54,7 +57,7 @@ class FittedEnsemble:
     @property
     def model(self) -> LearnedOperators:
         """Ready to predict."""
-        return LearnedOperators(tensors=self.tensors)
+        return LearnedOperators(tensors=self.tensors, makers=self.makers)
 
     @property
     def card(self) -> dict[str, int]:
@@ -130,6 +133,7 @@ def fit_ensemble(
     tensors |= _intervals(tensors, graphs, is_held)
     return FittedEnsemble(
         tensors=tensors,
+        makers=makers_of(graphs.devices[place].name for place in np.unique(graphs.device)),
         histories=tuple(one.history for one in members),
         is_held_out=is_held,
         is_cut=len(members) < settings.num_members or members[-1].is_cut,

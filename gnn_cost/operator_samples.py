@@ -31,6 +31,7 @@ from meshwright.gnn_cost.splits import take
 from meshwright.records import Record
 
 __all__ = [
+    "SIZE_NOT_STATED",
     "OperatorSamples",
     "catalog_device",
     "measured_operators",
@@ -99,6 +100,12 @@ the element-wise rows do, nor reach 60 TFLOP/s."""
 
 _FASTEST = 0.8
 """Of the least time by data sheet; what took less was not what the row says."""
+
+_DIRECTIONS = ("fwd", "bwd", "update")
+SIZE_NOT_STATED = "is not stated"
+"""Why a row is left out, after the name of the column."""
+
+_MOST_ELEMENTS = 2.0**40
 
 _LONGEST_S = 10.0
 """Where one source of published tables cuts off."""
@@ -203,8 +210,8 @@ def operators_of_records(
         "time_s": np.array([record.median for record in eager], np.float64),
         "extra": np.array([json.dumps(record.extra) for record in eager], np.str_),
     }
-    for name in ("direction", "dtype"):
-        table[name] = np.array([str(record.extra.get(name, "")) for record in eager], np.str_)
+    for name, usual in (("direction", "fwd"), ("dtype", "")):
+        table[name] = np.array([str(record.extra.get(name, usual)) for record in eager], np.str_)
     for name in _NUMBERS[:-1]:
         table[name] = np.array([_number(record.extra.get(name)) for record in eager], np.float64)
     return measured_operators(operator_columns(table, where="Records"), find=find)
@@ -219,7 +226,7 @@ def measured_operators(
         columns: of ``operator_columns``, R rows.
         find: from the name of a device to what is known of it.
     """
-    extra = _extra_of(columns["extra"])
+    extra, is_damaged = _extra_of(columns["extra"])
     sizes = {name: columns[name] for name in _NUMBERS}
     sizes |= {name: _extra_numbers(extra, name) for name in _FROM_EXTRA}
     sizes["ep"] = np.where(np.isfinite(sizes["ep"]), sizes["ep"], 1.0)
@@ -232,6 +239,7 @@ def measured_operators(
     names = np.unique(gpu)
     devices = {str(name): find(str(name)) for name in names}
     reasons = _reasons(columns, sizes, extra, devices)
+    reasons[is_damaged] = "extra is no JSON object"
     parts: list[tuple[IntArray, Rows, IntArray]] = []
     kept = np.flatnonzero(reasons == "")
     groups = np.char.add(np.char.add(columns["op"][kept], "|"), columns["direction"][kept])
@@ -254,9 +262,10 @@ def measured_operators(
         return OperatorSamples(graphs=graphs, rows=order, reasons=reasons)
     is_possible = graphs.time_s >= _FASTEST * graph_ideal_time_s(graphs)
     reasons[order[~is_possible]] = "faster than the device's data sheet allows"
-    return OperatorSamples(
-        graphs=take(graphs, is_possible), rows=order[is_possible], reasons=reasons
-    )
+    elements = graphs.work.num_bytes / ELEMENT_BYTES[graphs.work.dtype]
+    reasons[order[graphs.graph[elements > _MOST_ELEMENTS]]] = "over 2**40 elements"
+    is_kept = reasons[order] == ""
+    return OperatorSamples(graphs=take(graphs, is_kept), rows=order[is_kept], reasons=reasons)
 
 
 def _reasons(
@@ -267,15 +276,20 @@ def _reasons(
 ) -> NDArray[np.str_]:
     """Why each row is left out; the last that holds is said."""
     reasons = np.full(len(columns["op"]), "", dtype="U64")
-    group = np.char.add(np.char.add(columns["op"], "|"), columns["direction"])
+    direction = columns["direction"]
+    group = np.char.add(np.char.add(columns["op"], "|"), direction)
     for name in np.unique(group):
-        here = group == name
-        needed = needed_columns(*str(name).split("|"))
+        here = np.flatnonzero(group == name)
+        op, _, way = str(name).rpartition("|")
+        needed = needed_columns(op, way)
         if needed is None:
             reasons[here] = "no rule for this operator and direction"
             continue
-        whole = np.all([np.nan_to_num(sizes[one]) >= 1 for one in needed], axis=0)
-        reasons[here & ~whole] = "sizes are not stated"
+        for one in reversed(needed):
+            for is_bad, why in _bad_sizes(sizes[one][here]):
+                reasons[here[is_bad]] = f"{one} {why}"
+    reasons[~np.isin(direction, _DIRECTIONS)] = "direction is not fwd, bwd or update"
+    reasons[direction == ""] = "direction is not stated"
     unknown = [name for name, device in devices.items() if device is None]
     reasons[np.isin(columns["gpu"], unknown)] = "device not in the catalog"
     dtype = columns["dtype"]
@@ -293,6 +307,16 @@ def _reasons(
     reasons[~(np.isfinite(time_s) & (time_s > 0))] = "no time"
     reasons[time_s >= _LONGEST_S] = "time was cut off"
     return reasons
+
+
+def _bad_sizes(values: FloatArray) -> tuple[tuple[NDArray[np.bool_], str], ...]:
+    """Masks of values that are no size, and why."""
+    return (
+        (np.isnan(values), SIZE_NOT_STATED),
+        (np.isfinite(values) & (values != np.floor(values)), "is no whole number"),
+        (values < 1, "is below 1"),
+        (values > _MOST_ELEMENTS, "is over 2**40"),
+    )
 
 
 def _dtype_of(names: NDArray[np.str_]) -> IntArray:
@@ -383,19 +407,20 @@ def _labels(
     return labels
 
 
-def _extra_of(texts: NDArray[np.str_]) -> list[dict[str, Any]]:
-    """The small JSON of each row; text that is none counts as empty."""
+def _extra_of(texts: NDArray[np.str_]) -> tuple[list[dict[str, Any]], NDArray[np.bool_]]:
+    """The small JSON of each row, and where text is none and counts as empty."""
     found, inverse = np.unique(texts, return_inverse=True)
     read = [_object(str(text)) for text in found]
-    return [read[place] for place in inverse]
+    is_damaged = np.array([one is None for one in read], np.bool_)
+    return [read[place] or {} for place in inverse], is_damaged[inverse]
 
 
-def _object(text: str) -> dict[str, Any]:
+def _object(text: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text) if text else {}
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _extra_numbers(extra: Sequence[Mapping[str, Any]], name: str) -> FloatArray:

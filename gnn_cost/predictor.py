@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from meshwright.cluster.catalog import makers_of
 from meshwright.cluster.model import Device
 from meshwright.cost.pricing import Priced
 from meshwright.cost.work import Family, OperatorWork
@@ -48,6 +49,7 @@ __all__ = [
     "WEIGHTS_KIND",
     "LearnedOperators",
     "load_operators",
+    "makers_fitted",
     "pretrained",
 ]
 
@@ -87,6 +89,8 @@ class LearnedOperators:
 
     tensors: dict[str, NDArray[Any]]
     """Of ``gnn_cost.ensemble``."""
+    makers: frozenset[str] = frozenset()
+    """Of the devices it was fitted on; empty where that is not known, and then of all."""
     uses_ensemble: bool = True
     """Else the first member speaks alone."""
     uses_trust: bool = True
@@ -144,7 +148,10 @@ class LearnedOperators:
         log_time = log_time_MN.mean(axis=0) if self.uses_ensemble else log_time_MN[0]
         trust = shrink = np.ones(work.count)
         if self.uses_trust:
-            shrink = device_trust(self.tensors, features, work.family)
+            is_other = np.array([self._is_other_maker(device) for device in devices], np.bool_)
+            shrink = device_trust(
+                self.tensors, features, work.family, is_other_maker_N=is_other[device_rows]
+            )
             trust = np.minimum(trust_of(self.tensors, features, work.family), shrink)
         typical_s = typical_times_s(self.tensors, ideal_s, work.family)
         most_s = LARGEST_OVER_TYPICAL * typical_s + math.exp(LOG_MAX_START_S)
@@ -156,6 +163,9 @@ class LearnedOperators:
             trust=trust,
         )
 
+    def _is_other_maker(self, device: Device) -> bool:
+        return bool(self.makers) and not makers_of([device.name]) <= self.makers
+
 
 def load_operators(path: Path) -> LearnedOperators:
     """The model in a file of weights, with its card beside it.
@@ -164,9 +174,17 @@ def load_operators(path: Path) -> LearnedOperators:
         BadRequest: a file is missing, damaged, or of another kind or version.
     """
     versions = {"features_version": FEATURES_VERSION, "model_version": MODEL_VERSION}
-    tensors, _ = load_weights(path, kind=WEIGHTS_KIND, versions=versions)
+    tensors, card = load_weights(path, kind=WEIGHTS_KIND, versions=versions)
     _require_shapes(tensors, path)
-    return LearnedOperators(tensors=tensors)
+    figures = card.get("figures")
+    makers = makers_fitted(figures if isinstance(figures, dict) else {})
+    return LearnedOperators(tensors=tensors, makers=makers)
+
+
+def makers_fitted(figures: Mapping[str, object]) -> frozenset[str]:
+    """Who makes the devices of a fit, by its card's figures; empty where they do not tell."""
+    names = figures.get("devices")
+    return makers_of(map(str, names)) if isinstance(names, list) else frozenset()
 
 
 @cache

@@ -12,7 +12,9 @@ flags of one family or dtype are constant within it.
 How far a *device* is from those measured, with a family and dtype, is asked apart
 (``device_trust``): it is the same for all sizes, so that what is shrunk by it still never falls as
 sizes grow. A device measured in one element width only is as far in another as the nearest device
-that was measured in that one: times in single precision say nothing on its matrix units.
+that was measured in that one: times in single precision say nothing on its matrix units. Devices of
+a maker of which none was measured are far from all others, for their data sheet says nothing of
+their libraries.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ __all__ = ["device_trust", "fit_trust", "trust_of"]
 Array32 = NDArray[np.float32]
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 _FADE = 1.5
 """Distance beyond 1 at which half of the trust is left."""
@@ -55,6 +58,8 @@ _DEVICE_COLUMNS = np.array(
 _DEVICE_REACH = 0.5
 """Up to here a device is as good as measured: root of the sum of squares of logarithms, and of 2
 where the elements' widths differ."""
+_OTHER_MAKER = 4.0
+"""How far a device is from those of another maker; leaves a trust below 0.05."""
 _COLUMNS = np.array([FEATURE_NAMES.index(name) for name in _COUNTED])
 
 
@@ -107,9 +112,20 @@ def trust_of(
 
 
 def device_trust(
-    tensors: Mapping[str, NDArray[np.float32]], features_NF: Array32, family_N: IntArray
+    tensors: Mapping[str, NDArray[np.float32]],
+    features_NF: Array32,
+    family_N: IntArray,
+    *,
+    is_other_maker_N: BoolArray,
 ) -> FloatArray:
-    """(N,) trust by family, device and dtype alone."""
+    """(N,) trust by family, device and dtype alone.
+
+    Args:
+        tensors: of ``fit_trust``.
+        features_NF: of operators on their devices.
+        family_N: of operators.
+        is_other_maker_N: whether no device of its maker was measured.
+    """
     trust_N = np.zeros(len(features_NF))
     z_ND = features_NF[:, _DEVICE_COLUMNS]
     for family in np.unique(family_N):
@@ -118,9 +134,11 @@ def device_trust(
             continue
         rows = np.flatnonzero(family_N == family)
         found, inverse = np.unique(z_ND[rows], axis=0, return_inverse=True)
-        apart = np.sqrt(((found[:, None] - points) ** 2).sum(axis=2).min(axis=1))
+        squares = ((found[:, None] - points) ** 2).sum(axis=2).min(axis=1)[inverse.reshape(-1)]
+        other = is_other_maker_N[rows].astype(np.float32)
+        apart = np.sqrt(squares + _OTHER_MAKER**2 * other)
         beyond = np.maximum(apart / _DEVICE_REACH - 1.0, 0.0) / _FADE
-        trust_N[rows] = (1.0 / (1.0 + beyond**2))[inverse.reshape(-1)]
+        trust_N[rows] = 1.0 / (1.0 + beyond**2)
     return trust_N
 
 

@@ -7,14 +7,12 @@ import re
 from dataclasses import replace
 from functools import lru_cache
 
-from meshwright.bench.runs import MeasuredRun
+from meshwright.bench.runs import MeasuredRun, checked_size
 from meshwright.cluster.catalog import CatalogEntry, find_device
 from meshwright.cluster.model import Cluster, Device, Host, Link
 from meshwright.errors import BadClusterFile, BadRequest
 
 __all__ = ["cluster_of", "devices_of", "num_devices_of"]
-
-_MAX_DEVICES = 2**20
 
 
 def cluster_of(run: MeasuredRun) -> tuple[Cluster, tuple[str, ...]]:
@@ -73,8 +71,7 @@ def num_devices_of(run: MeasuredRun) -> int:
         count = run.hosts * run.gpus_per_host
     if count is None:
         raise BadRequest("neither gpus nor dp is told: the number of devices is not known")
-    if count > _MAX_DEVICES:
-        raise BadRequest(f"gpus is {count}; more than {_MAX_DEVICES} are not modeled")
+    checked_size("gpus", count)
     return count
 
 

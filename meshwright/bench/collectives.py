@@ -90,6 +90,8 @@ def _group(texts: Mapping[str, str], numbers: Mapping[str, float]) -> MeasuredGr
             continue
         if not (1 <= value <= _MOST_RANKS and value == int(value)):
             return f"{key} is no whole number of 1 or more"
+    if numbers["group_size"] == 1:
+        return "group_size is 1: nothing is exchanged"
     try:
         extra = json.loads(texts["extra"] or "{}")
     except (ValueError, RecursionError):

@@ -11,6 +11,7 @@ from math import gcd
 from meshwright import __version__
 from meshwright.bench.clusters import num_devices_of
 from meshwright.bench.runs import MeasuredRun
+from meshwright.bench.sizes import experts_of
 from meshwright.bench.software import Software
 from meshwright.errors import BadRequest
 from meshwright.graph.dimensions import BATCH, EXPERTS, RING, SEQUENCE
@@ -73,18 +74,18 @@ def degrees_of(run: MeasuredRun) -> tuple[Degrees, tuple[str, ...]]:
         raise BadRequest(f"dp {run.dp} x tp {tp} x pp {pp} x cp {cp} is not {gpus} gpus")
     if run.global_batch is None:
         raise BadRequest("global_batch is not told")
-    ep = run.ep or 1
-    if run.experts and run.experts > 1 and dp % ep:
-        ep, wanted = gcd(ep, dp), ep
-        said.append(f"ep {wanted} over dp {dp}: {ep}, and tp cuts within experts")
-    if run.experts and run.experts % ep:
-        said.append(f"ep {ep} does not divide {run.experts} experts: {gcd(ep, run.experts)}")
-    ep = gcd(ep, run.experts or 1)
+    ep = _expert_degree(run, dp, said)
     micro = run.micro_batch
     if micro is None:
         micro = 1 if pp > 1 else max(run.global_batch // dp, 1)
         said.append(f"micro_batch not told: {micro}")
     count = max(-(-run.global_batch // (dp * micro)), 1)
+    mean = run.global_batch / dp / count
+    if mean != micro:
+        said.append(
+            f"global_batch {run.global_batch} is no multiple of dp {dp} x micro_batch {micro}: "
+            f"{count} micro-batches of {mean:.4g} samples on average"
+        )
     virtual = run.virtual_stages or 1
     if run.virtual_stages is None and run.schedule == "interleaved":
         virtual = 2 if run.layers and run.layers % (2 * pp) == 0 else 1
@@ -96,10 +97,34 @@ def degrees_of(run: MeasuredRun) -> tuple[Degrees, tuple[str, ...]]:
         cp=cp,
         ep=ep,
         virtual=virtual if pp > 1 else 1,
-        micro_batch=run.global_batch / dp / count,
+        micro_batch=mean,
         num_microbatches=count,
     )
     return found, tuple(said)
+
+
+def _expert_degree(run: MeasuredRun, dp: int, said: list[str]) -> int:
+    """Ranks of ``dp`` that experts are spread over.
+
+    Raises:
+        BadRequest: they are spread over ranks of other axes too, or nobody tells how many they are.
+    """
+    ep, experts = run.ep or 1, experts_of(run)
+    if not experts:
+        if ep > 1:
+            said.append(f"ep {ep} of a model without experts: 1")
+        return 1
+    if dp % ep:
+        over_tensor = dp * (run.tp or 1)
+        if over_tensor * (run.cp or 1) % ep:
+            raise BadRequest(f"ep {ep} does not divide dp {dp}")
+        other = "context" if over_tensor % ep else "tensor"
+        raise BadRequest(
+            f"ep {ep} over dp {dp}: expert parallelism over {other}-parallel ranks is not modeled"
+        )
+    if experts % ep:
+        said.append(f"ep {ep} does not divide {experts} experts: {gcd(ep, experts)}")
+    return gcd(ep, experts)
 
 
 def shards_of(

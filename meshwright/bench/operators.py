@@ -23,7 +23,11 @@ from meshwright.bench.run_table import MAX_TABLE_BYTES
 from meshwright.cost.pricing import Pricing
 from meshwright.errors import BadRequest
 from meshwright.gnn_cost.baselines.roofline import PlainRoofline
-from meshwright.gnn_cost.operator_samples import measured_operators, operator_columns
+from meshwright.gnn_cost.operator_samples import (
+    SIZE_NOT_STATED,
+    measured_operators,
+    operator_columns,
+)
 from meshwright.gnn_cost.samples import MeasuredGraphs
 from meshwright.gnn_cost.splits import take
 from meshwright.profiling.traces.sources import printable
@@ -101,6 +105,11 @@ def evaluate_operators(
         )
     pricings = {name: pricing_of(name) for name in names}
     columns = {name: _column(cells[name], name) for name in cells.column_names}
+    no_numbers = {
+        name: _is_text(cells[name], values)
+        for name, values in columns.items()
+        if name not in _TEXTS
+    }
     tell(f"{cells.num_rows:,} rows read in {format_seconds(time.monotonic() - start_s)}")
     judge = _judge_operators if is_operators else _judge_collectives
     rows, time_s, labels, reasons, priced = judge(columns, where, pricings, tell)
@@ -108,6 +117,8 @@ def evaluate_operators(
     for predicted_s, _ in priced.values():
         good &= np.isfinite(predicted_s) & (predicted_s > 0)
     reasons[rows[~good]] = "the prediction is no time"
+    for name, is_text in no_numbers.items():
+        reasons[is_text & (reasons == f"{name} {SIZE_NOT_STATED}")] = f"{name} is no number"
     return OperatorsEvaluation(
         table=where,
         sha256=sha256,
@@ -230,6 +241,15 @@ def _column(cells: pa.ChunkedArray, name: str) -> NDArray[np.str_] | FloatArray:
     except pa.ArrowException:
         return np.full(len(cells), np.nan)
     return np.asarray(pc.fill_null(numbers, float("nan")).to_numpy(), dtype=np.float64)
+
+
+def _is_text(cells: pa.ChunkedArray, values: NDArray[np.str_] | FloatArray) -> NDArray[np.bool_]:
+    """Where something stands that was read as no number."""
+    is_empty = np.asarray(pc.is_null(cells).to_numpy(), dtype=np.bool_)
+    if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
+        blank = pc.equal(pc.utf8_trim_whitespace(pc.fill_null(cells, "")), "")
+        is_empty = np.asarray(blank.to_numpy(), dtype=np.bool_)
+    return ~is_empty & np.isnan(np.asarray(values, dtype=np.float64))
 
 
 def _numbers_of_texts(cells: pa.ChunkedArray) -> FloatArray:

@@ -27,6 +27,7 @@ from meshwright.cluster.model import Cluster
 from meshwright.cost.memory import CAUSES
 from meshwright.cost.model import TORCH_DTYPE, StepCostModel, choice_of
 from meshwright.cost.pricing import ANALYTIC, Pricing
+from meshwright.cost.sources import learned_shares
 from meshwright.cost.step import Choice, StepCost
 from meshwright.cost.table import CostTable
 from meshwright.errors import PlannerError, PlanRefused
@@ -93,6 +94,11 @@ class PricedRun:
         """Time and memory of the step."""
         return self.model.pricer.price(self.table, self.choice)
 
+    def learned_shares(self, cost: StepCost) -> dict[str, float]:
+        """How far ``cost``'s time is learned, by cause (``cost.sources``)."""
+        tables = [self.table] * len(self.plan.stages)
+        return learned_shares(self.model.pricer, tables, self.choice, cost.breakdown_s)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Captured:
@@ -121,7 +127,7 @@ class Predictor:
         """The prediction of a run, or why there is none; raises nothing."""
         try:
             priced = self.priced(run)
-            return _prediction(priced, priced.cost(), self.pricing)
+            return _prediction(priced, priced.cost())
         except PlannerError as error:
             return Skipped(run_id=run.run_id, reason=str(error))
         except Exception as error:
@@ -312,10 +318,12 @@ def _measured_stage(priced: PricedRun, cost: StepCost) -> int:
     return int(last[np.argmax(cost.memory.peak_bytes[last])])
 
 
-def _prediction(priced: PricedRun, cost: StepCost, pricing: Pricing) -> RunPrediction:
+def _prediction(priced: PricedRun, cost: StepCost) -> RunPrediction:
     stage = _measured_stage(priced, cost)
     memory = {cause: int(cost.memory.by_cause[cause][stage]) for cause in CAUSES}
-    prediction = priced.model.prediction(cost, priced.model.cluster.num_devices)
+    prediction = priced.model.prediction(
+        cost, priced.model.cluster.num_devices, learned=priced.learned_shares(cost)
+    )
     return RunPrediction(
         run_id=priced.run.run_id,
         step_time_s=cost.time_s,

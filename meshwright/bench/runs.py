@@ -9,9 +9,26 @@ from dataclasses import dataclass, fields
 from meshwright.errors import BadRequest
 from meshwright.strict_json import one_line
 
-__all__ = ["MeasuredRun", "Skipped", "run_of_row"]
+__all__ = ["MeasuredRun", "Skipped", "checked_size", "run_of_row"]
 
 _LARGEST = 2**53
+_MOST = {
+    "layers": 1024,
+    "hidden": 2**18,
+    "heads": 2**14,
+    "kv_heads": 2**14,
+    "head_dim": 2**14,
+    "ffn_hidden": 2**20,
+    "moe_ffn_hidden": 2**20,
+    "vocab": 2**24,
+    "seq_len": 2**24,
+    "experts": 4096,
+    "gpus": 2**17,
+    "global_batch": 2**24,
+    "params_b": 1e5,
+}
+"""Sizes beyond these take hours to model and are of no model there is."""
+
 _DEGREES = ("dp", "tp", "pp", "cp", "ep", "virtual_stages")
 _TEXTS = frozenset({
     "run_id", "source", "arch", "model_name", "gpu", "precision", "schedule", "recompute",
@@ -142,6 +159,17 @@ def run_of_row(row: Mapping[str, str | float | bool | None]) -> MeasuredRun:
     return MeasuredRun(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
 
 
+def checked_size(name: str, value: float) -> None:
+    """Whether the size of a model or a cluster, a column by its name, can be modeled.
+
+    Raises:
+        BadRequest: it is larger than any there is.
+    """
+    most = _MOST.get(name, _LARGEST)
+    if value > most:
+        raise BadRequest(f"{name} is {value:.10g}; more than {most:.10g} is not modeled")
+
+
 def _value(name: str, value: str | float | bool | None) -> str | float | bool | None:
     if name in _TEXTS:
         return one_line(str(value)).strip() or None
@@ -154,6 +182,7 @@ def _value(name: str, value: str | float | bool | None) -> str | float | bool | 
     if name in _AMOUNTS:
         if value < 0:
             raise BadRequest(f"{name} is {value}; it must be 0 or more")
+        checked_size(name, value)
         return float(value) or None
     if value != int(value) or not 0 <= value < _LARGEST:
         raise BadRequest(f"{name} is {value}; it must be a whole number, 0 or more")
@@ -161,4 +190,5 @@ def _value(name: str, value: str | float | bool | None) -> str | float | bool | 
         if value > 3:
             raise BadRequest(f"zero_stage is {value}; it must be 0 to 3")
         return int(value)
+    checked_size(name, value)
     return int(value) or None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from meshwright.bench.runs import MeasuredRun
+from meshwright.bench.runs import MeasuredRun, checked_size
 from meshwright.capture.zoo import FAMILY_OF_MODEL
 from meshwright.capture.zoo.family import Family
 from meshwright.errors import BadRequest
 
-__all__ = ["Sizes", "sizes_of"]
+__all__ = ["Sizes", "experts_of", "sizes_of"]
 
 _VOCABULARIES = (
     (r"llama-?_?3|llama 3", 128256),
@@ -78,7 +78,7 @@ def sizes_of(run: MeasuredRun, *, pads_vocab_to: int) -> tuple[Sizes, tuple[str,
     if heads % kv_heads:
         said.append(f"kv_heads {kv_heads} does not divide heads {heads}: {heads}")
         kv_heads = heads
-    experts = run.experts if run.experts and run.experts > 1 else known.get("experts", 0)
+    experts = experts_of(run)
     gated = run.gated_mlp
     if gated is None:
         gated = bool(known.get("gated", arch in ("llama", "moe")))
@@ -121,6 +121,22 @@ def sizes_of(run: MeasuredRun, *, pads_vocab_to: int) -> tuple[Sizes, tuple[str,
     return found, tuple(said)
 
 
+def experts_of(run: MeasuredRun) -> int:
+    """Experts of a layer, as told or as the model's name has them; 0: a dense model.
+
+    Raises:
+        BadRequest: it is a mixture of experts, and how many is not known.
+    """
+    found = run.experts or _known_sizes(run, []).get("experts", 0)
+    if not found and _is_moe(run):
+        raise BadRequest("experts is not told, of a mixture of experts")
+    return found if found > 1 else 0
+
+
+def _is_moe(run: MeasuredRun) -> bool:
+    return (run.arch or "").lower() == "moe"
+
+
 def _known_sizes(run: MeasuredRun, said: list[str]) -> dict[str, int]:
     """Sizes of the zoo's model of the row's name, where the row lacks any that matter."""
     name = (run.model_name or "").lower()
@@ -129,7 +145,10 @@ def _known_sizes(run: MeasuredRun, said: list[str]) -> dict[str, int]:
         if match is None:
             continue
         reference = reference.format(match.group(1))
-        if reference not in FAMILY_OF_MODEL or None not in (run.layers, run.hidden, run.ffn_hidden):
+        told = [run.layers, run.hidden, run.ffn_hidden]
+        if _is_moe(run):
+            told.append(run.experts)
+        if reference not in FAMILY_OF_MODEL or None not in told:
             return {}
         said.append(f"sizes that are not told: those of {reference}")
         return _of_zoo(FAMILY_OF_MODEL[reference], reference)
@@ -180,6 +199,8 @@ def _depth_and_width(run: MeasuredRun, known: dict[str, int], said: list[str]) -
         said.append(f"hidden not told: {hidden}, by the number of parameters")
     assert layers is not None, "follows from the number of parameters"
     assert hidden is not None, "follows from the number of parameters"
+    checked_size("layers", layers)
+    checked_size("hidden", hidden)
     return layers, hidden
 
 

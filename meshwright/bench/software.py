@@ -181,7 +181,7 @@ def calibration_for(software: Software, base: Calibration) -> Calibration:
     if base.origin_of("launch_scale") is not Origin.ASSUMPTION:
         return found
     scale = _COMPILED_LAUNCH_SCALE if software.is_compiled else _EAGER_LAUNCH_SCALE
-    return found.with_figures(Origin.LEARNED, launch_scale=scale)
+    return found.with_figures(Origin.ASSUMPTION, launch_scale=scale)
 
 
 def _is_compiled(text: str) -> bool:

@@ -31,7 +31,7 @@ from meshwright.gnn_cost.fitting import (
     SplitError,
     WorstCases,
 )
-from meshwright.gnn_cost.predictor import LearnedOperators
+from meshwright.gnn_cost.predictor import LearnedOperators, makers_fitted
 from meshwright.gnn_cost.pretrained_pricing import STEPS_NAME, StepFigures
 from meshwright.strict_json import JsonValue
 from meshwright.tracking import read_lines
@@ -111,7 +111,9 @@ def _pricing(context: PartContext) -> Pricing:
     return Pricing(
         name="fitted",
         operators=(
-            LearnedOperators(tensors=dict(operators.tensors))
+            LearnedOperators(
+                tensors=dict(operators.tensors), makers=makers_fitted(operators.figures)
+            )
             if operators is not None and operators.tensors
             else None
         ),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import stat
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,7 @@ from meshwright.cli.options import JsonOption, parse_duration_s
 from meshwright.cli.output import Output, output_for
 from meshwright.cluster import Cluster, parse_cluster
 from meshwright.errors import BadRequest
+from meshwright.strict_json import one_line
 from meshwright.tracking import LocalTracker, Mirrored, Tracker, WandbMode, open_mirror
 
 if TYPE_CHECKING:
@@ -102,6 +105,7 @@ def fit(
     given = [*(records or ()), *(tables or ()), *(paths or ())]
     where = None if cluster is None else parse_cluster(cluster)
     with output_for(as_json=json_output) as out:
+        _require_readable([*(calibrate or ()), *given])
         if calibrate:
             if records or tables:
                 raise BadRequest(
@@ -125,6 +129,23 @@ def fit(
             group=group,
         )
         job.run(given, cluster=where, cluster_text=cluster, licenses=license or [])
+
+
+def _require_readable(paths: Sequence[str]) -> None:
+    """Before anything large is imported: whoever mistypes a name need not wait."""
+    for text in paths:
+        path, name = Path(text), one_line(text)
+        try:
+            mode = path.stat().st_mode
+            if stat.S_ISREG(mode):
+                path.open("rb").close()
+            elif stat.S_ISDIR(mode):
+                next(path.iterdir(), None)
+            else:
+                raise BadRequest(f"{name}: neither a file nor a folder; give records or tables")
+        except (OSError, ValueError) as error:
+            said = getattr(error, "strerror", None) or error
+            raise BadRequest(f"{name}: cannot be read: {said}; give records or tables") from error
 
 
 def _correct(

@@ -23,6 +23,7 @@ from meshwright.gnn_cost.calibrate import (
     MeasuredPart,
     collective_prediction,
     fit_offsets,
+    held_out_error,
     operator_prediction,
     together,
 )
@@ -100,6 +101,7 @@ def _plain(one: DeviceCalibration, file: Path) -> dict[str, Any]:
         "num_samples": one.num_samples,
         "error_before": one.error_before,
         "error_after": one.error_after,
+        "error_held_out": one.error_held_out,
         "factors": {name: float(np.exp(value)) for name, value in one.offsets.items()},
         "file": str(file),
     }
@@ -172,6 +174,7 @@ def _calibration(
         num_samples=offsets.num_samples,
         error_before=error_with({}),
         error_after=error_with(offsets.values),
+        error_held_out=held_out_error(part.predict, part.measured_s),
         data=list(sources.data),
     )
 
@@ -208,7 +211,8 @@ def _show(
     skipped: Sequence[tuple[str, str]],
     folder: Path,
 ) -> None:
-    table = Table("device", "measured", "error before", "error after", "factors")
+    fitted = "on the rows it was fitted to"
+    table = Table("device", "measured", "error before", fitted, "held out", "factors")
     for one in found:
         factors = sorted(one.offsets.items(), key=lambda item: -abs(item[1]))
         table.add_row(
@@ -216,6 +220,7 @@ def _show(
             str(one.num_samples),
             f"{one.error_before:.1%}",
             f"{one.error_after:.1%}",
+            "" if one.error_held_out is None else f"{one.error_held_out:.1%}",
             ", ".join(f"{name} x{np.exp(value):.2f}" for name, value in factors[:4]),
         )
     out.show(table)

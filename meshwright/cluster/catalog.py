@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -24,9 +25,14 @@ __all__ = [
     "find_link",
     "known_devices",
     "known_links",
+    "makers_of",
     "match_driver_name",
     "name_of_driver",
 ]
+
+
+_USUAL_MAKER = "NVIDIA"
+"""Of entries that name none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,8 @@ class CatalogEntry:
     """Other names for it in shorthand and files."""
     driver_names: tuple[str, ...]
     """What the vendor's driver calls it."""
+    maker: str
+    """``"NVIDIA"``, ``"AMD"``; empty for a CPU."""
     devices_per_host: int
     host_link: Link
     network: Link
@@ -52,6 +60,7 @@ def known_devices() -> tuple[CatalogEntry, ...]:
         device=cpu_device(num_ranks=1),
         aliases=(),
         driver_names=(),
+        maker="",
         devices_per_host=1,
         host_link=LOOPBACK,
         network=_links()["ethernet-10g"],
@@ -113,6 +122,11 @@ def name_of_driver(driver_name: str) -> str:
     """The catalog's name of what the driver calls ``driver_name``; that name where it has none."""
     entry = match_driver_name(driver_name)
     return driver_name if entry is None else entry.device.name
+
+
+def makers_of(devices: Iterable[str]) -> frozenset[str]:
+    """Who makes devices of these canonical names; what the catalog lacks has no maker."""
+    return frozenset(_entries()[name].maker for name in devices if name in _entries())
 
 
 def catalog_cluster(name: str, hosts: tuple[tuple[CatalogEntry, int], ...]) -> Cluster:
@@ -203,6 +217,7 @@ def _entry(name: str, raw: dict[str, Any]) -> CatalogEntry:
         ),
         aliases=tuple(raw["aliases"]),
         driver_names=tuple(raw["driver_names"]),
+        maker=raw.get("maker", _USUAL_MAKER),
         devices_per_host=raw["devices_per_host"],
         host_link=_links()[raw["host_link"]],
         network=_links()[raw["network"]],

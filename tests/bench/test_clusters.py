@@ -60,3 +60,5 @@ def test_what_cannot_be_known_is_an_error() -> None:
         cluster_of(run(gpus=None, dp=None, hosts=None))
     with pytest.raises(BadClusterFile, match="abacus"):
         cluster_of(run(gpu="abacus"))
+    with pytest.raises(BadRequest, match="gpus is 2000000; more than 131072 is not modeled"):
+        cluster_of(run(gpus=None, dp=500_000))

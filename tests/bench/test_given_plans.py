@@ -6,9 +6,10 @@ import pytest
 
 from meshwright.bench.given_plans import degrees_of
 from meshwright.bench.predict import Predictor
+from meshwright.bench.sizes import experts_of
 from meshwright.errors import BadRequest
 from meshwright.plans.plan import Recompute, ScheduleName
-from tests.bench.given_runs import run
+from tests.bench.given_runs import Cell, run
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +32,43 @@ def test_devices_from_degrees() -> None:
     assert 16 == found.dp * found.tp * found.pp
 
 
-def test_experts_beyond_data_parallel_ranks() -> None:
-    """Ep 4 over dp 2: two ranks of ep."""
-    found, said = degrees_of(run(experts=8, ep=4))
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"experts": 8, "ep": 4}, "ep 4 over dp 2: expert parallelism over tensor-parallel ranks"),
+        ({"experts": 8, "ep": 4, "tp": 1, "cp": 2}, "expert parallelism over context-parallel"),
+        ({"experts": 8, "ep": 3}, "ep 3 does not divide dp 2"),
+        ({"arch": "moe", "ep": 2}, "experts is not told"),
+    ],
+)
+def test_experts_that_cannot_be_spread(changes: dict[str, Cell], reason: str) -> None:
+    with pytest.raises(BadRequest, match=reason):
+        degrees_of(run(**changes))
 
-    assert 2 == found.ep
-    assert 2 == found.dp
-    assert any("ep 4" in text for text in said)
+
+def test_experts_over_data_parallel_ranks() -> None:
+    """Those of a model's name count where the row has none; a dense model has none at all."""
+    named = run(arch="moe", model_name="Mixtral 8x7B", ep=2)
+    dense, said = degrees_of(run(ep=2))
+
+    assert 2 == degrees_of(named)[0].ep
+    assert 8 == experts_of(named)
+    assert 1 == dense.ep
+    assert ("ep 2 of a model without experts: 1",) == said
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "text"),
+    [
+        (3, "global_batch 32 is no multiple of dp 2 x micro_batch 3: 6 micro-batches of 2.667"),
+        (20, "global_batch 32 is no multiple of dp 2 x micro_batch 20: 1 micro-batches of 16"),
+    ],
+)
+def test_uneven_micro_batches_are_told(micro_batch: int, text: str) -> None:
+    _, said = degrees_of(run(micro_batch=micro_batch))
+
+    assert [f"{text} samples on average"] == list(said)
+    assert () == degrees_of(run())[1]
 
 
 def test_disagreeing_degrees_are_an_error() -> None:

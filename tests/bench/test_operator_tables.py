@@ -35,23 +35,24 @@ def test_cells_are_read_kindly(tmp_path: Path) -> None:
     assert [0, 1] == found.row.tolist()
     assert [1e-3, 1e-3] == found.measured_s.tolist()
     assert {3, 4} == {first for _, first in found.skipped.values()}
+    assert {"m is no number", "no time"} == set(found.skipped)
     assert 2 == sum(count for count, _ in found.skipped.values())
     # 2 x 4096 x 4096 x 4000 flop over 312e12 a second are 430 us
     assert 430e-6 < found.predicted_s["analytic"][0] < 600e-6
 
 
 def test_figures_by_kind(tmp_path: Path) -> None:
-    """Twice the same product; measured at its predicted time once, at half of it the other time."""
+    """Twice the same product; measured at its predicted time once, at twice that the other time."""
     head = "gpu,op,direction,dtype,m,n,k,time_s,source\n"
     row = "a100_sxm_80gb,linear,fwd,bf16,8192,8192,8192,{},{}\n"
     time_s = _evaluated(tmp_path, head + row.format(1, "a")).predicted_s["analytic"][0]
-    found = _evaluated(tmp_path, head + row.format(time_s, "a") + row.format(time_s / 2, "b"))
+    found = _evaluated(tmp_path, head + row.format(time_s, "a") + row.format(2 * time_s, "b"))
     document = OperatorsReport(found).document()
 
-    assert pytest.approx(0.5) == document["overall"]["mape"]
-    assert pytest.approx(0.5) == document["overall"]["bias"]
+    assert pytest.approx(0.25) == document["overall"]["mape"]
+    assert pytest.approx(-0.25) == document["overall"]["bias"]
     assert pytest.approx(0.0, abs=1e-9) == document["by_source"]["a"]["mape"]
-    assert pytest.approx(1.0) == document["by_source"]["b"]["mape"]
+    assert pytest.approx(0.5) == document["by_source"]["b"]["mape"]
     assert [2, 1] == [one["row"] for one in document["worst"]]
     assert 2 == document["overall"]["long"]["n"]
 
@@ -84,10 +85,12 @@ def test_group_sizes_stand_in_their_order(tmp_path: Path) -> None:
     rows += "a100_sxm_80gb,all_reduce,ib,16,2,1e6,1e-4\n"
     rows += "a100_sxm_80gb,all_reduce,ib,2.5,1,1e6,1e-4\n"
     rows += "a100_sxm_80gb,all_reduce,ib,2,4,1e6,1e-4\n"
+    rows += "a100_sxm_80gb,all_reduce,nvlink,1,1,1e6,1e-4\n"
     document = OperatorsReport(_evaluated(tmp_path, head + rows)).document()
 
     assert ["2", "4", "8", "16"] == list(document["by_group_size"])
-    assert {5, 6} == {one["first_row"] for one in document["skipped"]}
+    assert {5, 6, 7} == {one["first_row"] for one in document["skipped"]}
+    assert "group_size is 1: nothing is exchanged" in [one["reason"] for one in document["skipped"]]
 
 
 @pytest.mark.parametrize("text", ["", "a\n1\n", "gpu,op\nt4,add\n"])

@@ -9,7 +9,9 @@ import pytest
 from meshwright.bench.masks import bytes_with_masks
 from meshwright.bench.predict import Predictor, RunPrediction, predict_run
 from meshwright.bench.runs import Skipped
+from meshwright.cost.pricing import ANALYTIC_INTERVAL, Pricing
 from tests.bench.given_runs import Cell, run
+from tests.cost.learned import PeakOperators
 
 MODERN: dict[str, Cell] = {
     "arch": "llama",
@@ -86,6 +88,8 @@ def test_all_kinds_of_rows_are_predicted(predictor: Predictor, changes: dict[str
         ({"gpus": None, "dp": None, "hosts": None}, "number of devices"),
         ({"arch": "other", "model_name": "AmoebaNet"}, "AmoebaNet"),
         ({"layers": None}, "layers"),
+        ({"layers": None, "params_b": 9e4}, "layers is"),
+        ({"arch": "moe"}, "experts is not told"),
         ({"pp": 8, "tp": 1, "dp": 1}, "8 stages but 4 layers"),
     ],
 )
@@ -120,6 +124,22 @@ def test_eager_host_shows_in_small_steps_only(predictor: Predictor) -> None:
     compiled = predicted(predictor, framework="Megatron-Core, torch.compile")
 
     assert compiled.breakdown["launch"] < eager.breakdown["launch"]
+
+
+def test_sources_and_interval_are_those_of_the_pricing(predictor: Predictor) -> None:
+    """Half trusted operators make part of a step learned; the interval narrows with it."""
+    pricing = Pricing(name="learned", operators=PeakOperators(trust=0.5), interval=(0.9, 1.1))
+    analytic = predicted(predictor)
+    learned = predictor.beside(pricing).predict(run())
+
+    assert isinstance(learned, RunPrediction)
+    assert ("analytic",) == analytic.source
+    assert {"analytic", "learned"} == set(learned.source)
+    low, high = (bound / learned.step_time_s for bound in learned.step_time_interval_s)
+    plain = [bound / analytic.step_time_s for bound in analytic.step_time_interval_s]
+    assert plain == pytest.approx(ANALYTIC_INTERVAL)
+    assert plain[0] < low < 0.9
+    assert 1.1 < high < plain[1]
 
 
 def test_one_run_alone(predictor: Predictor) -> None:

@@ -31,6 +31,11 @@ def test_whole_numbers_and_empty_cells() -> None:
         ({"oom": "maybe"}, "oom is 'maybe'"),
         ({"hidden": "wide"}, "hidden is 'wide'"),
         ({"run_id": None}, "run_id is missing"),
+        ({"layers": 1e9}, "layers is 1000000000; more than 1024 is not modeled"),
+        ({"hidden": 2.0**19}, "hidden is 524288; more than 262144 is"),
+        ({"experts": 5000}, "experts is 5000; more than 4096 is"),
+        ({"seq_len": 2.0**25}, "seq_len is 33554432; more than 16777216 is"),
+        ({"params_b": 1e9}, "params_b is 1000000000; more than 100000 is"),
     ],
 )
 def test_senseless_values_are_named(changes: dict[str, str | float], message: str) -> None:

@@ -26,6 +26,7 @@ from meshwright.gnn_cost.calibrate import (
     Prediction,
     collective_prediction,
     fit_offsets,
+    held_out_error,
     operator_prediction,
 )
 from meshwright.gnn_cost.calibrations import (
@@ -127,6 +128,22 @@ def test_the_error_falls_with_every_measurement() -> None:
     assert errors[1] < 0.13
     assert errors[2] < 0.06
     assert errors[3] < 0.035
+
+
+def test_rows_held_out_are_judged_by_the_others() -> None:
+    """All 1.4 times slower, but for one family of one row, which only that row tells."""
+    alike = measured(16, slower=1.4)
+    odd = measured(4, slower=np.array([1.0, 1.0, 1.0, 2.5]))
+    found = []
+    for samples in (alike, odd):
+        predict = operator_prediction(TwiceTheRoofline(), samples)
+        offsets = fit_offsets(predict, samples.time_s)
+        found.append((error_with(offsets, samples), held_out_error(predict, samples.time_s)))
+    few = measured(3, slower=1.4)
+
+    assert found[0][0] < found[0][1] < 0.06
+    assert found[1][1] > 1.2 * found[1][0]
+    assert held_out_error(operator_prediction(TwiceTheRoofline(), few), few.time_s) is None
 
 
 def test_families_differ_where_there_are_measurements_of_each() -> None:

@@ -15,16 +15,16 @@ from meshwright.gnn_cost.samples import MeasuredGraphs
 from meshwright.records import Kind, Record, record_of_timing, timing_of
 
 
-def record(device: str, *, m: int, direction: str = "bwd") -> Record:
-    """A backward of a linear layer is a graph of two products."""
+def record(device: str, *, m: int, row_s: float = 1e-6) -> Record:
+    """A backward of a linear layer is a graph of two products; it takes ``m * row_s``."""
     return record_of_timing(
-        timing_of([m * 1e-6]),
+        timing_of([m * row_s]),
         kind=Kind.OPERATOR,
         name="linear",
         device=device,
         verb="test",
         method="by formula",
-        extra={"direction": direction, "dtype": "bf16", "m": m, "n": 512, "k": 256},
+        extra={"direction": "bwd", "dtype": "bf16", "m": m, "n": 512, "k": 256},
     )
 
 
@@ -55,7 +55,7 @@ def test_no_parts_are_no_graphs() -> None:
 
 
 def test_records_of_a_device_the_catalog_lacks_need_its_cluster() -> None:
-    records = tuple(record("cpu", m=size) for size in (64, 128))
+    records = tuple(record("cpu", m=size, row_s=1e-3) for size in (64, 128))
     found, dropped = read_graphs(FitData(records=records, cluster=parse_cluster("cpu:2")))
 
     assert 2 == found.count

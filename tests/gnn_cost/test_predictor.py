@@ -175,6 +175,23 @@ def test_an_element_width_never_measured_is_not_trusted_wholly() -> None:
     assert fitted().model.operators(single, A100).trust[0] < 0.5
 
 
+def test_devices_of_a_maker_never_measured_are_not_trusted() -> None:
+    """MI300X and MI250X are near measured devices by data sheet; their maker tells them apart."""
+    work = work_of(np.array([Family.MATMUL]), np.array([[1.0, 4096, 4096, 4096]]))
+    model = pretrained()
+    trust = {}
+    for name in ("h100-sxm-80gb", "h200-sxm-141gb", "mi300x", "mi250x"):
+        device = find_device(name, where="test").device
+        trust[name] = model.operators(work, device).trust[0]
+        same_s = replace(model, makers=frozenset()).operators(work, device).time_s
+        if device.name.startswith("h"):
+            np.testing.assert_array_equal(same_s, model.operators(work, device).time_s)
+
+    assert frozenset({"NVIDIA"}) == model.makers == fitted().model.makers
+    assert min(trust["h100-sxm-80gb"], trust["h200-sxm-141gb"]) > 0.9
+    assert max(trust["mi300x"], trust["mi250x"]) < 0.1
+
+
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=25, deadline=None)
 def test_random_weights_are_not_slower_than_what_is_typical_allows(seed: int) -> None:
