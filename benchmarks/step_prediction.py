@@ -289,7 +289,7 @@ def priced(options: argparse.Namespace, label: str) -> dict[str, RunGraphs]:
 
 
 def trusted(found: RunGraphs) -> RunGraphs:
-    """Runs of trust A or none told: not what is aggregated, partly unstated, or bound by its host."""
+    """Runs of trust A or none told: neither aggregated nor bound by their host."""
     return found.where(np.array([run.trust in ("A", None) for run in found.runs], np.bool_))
 
 
