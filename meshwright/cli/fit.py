@@ -98,8 +98,7 @@ def fit(
 ) -> None:
     """Learn the prices of operators, collectives and steps from measurements.
 
-    Ctrl-C or a crash loses nothing that --resume cannot go on with. The folder holds weights with
-    their cards, card.json, index.jsonl and metrics.jsonl; plan with it by --cost-model.
+    --resume goes on after Ctrl-C or a crash. The folder is what --cost-model takes for planning.
     """
     end_s = None if budget is None else time.monotonic() + _TRAINED_SHARE * parse_duration_s(budget)
     given = [*(records or ()), *(tables or ()), *(paths or ())]

@@ -125,7 +125,8 @@ class WandbMirror:
             group=group,
             name=name,
             id=run_id,
-            dir=str(folder),
+            # Its process may have begun elsewhere, so a relative path would be another folder there.
+            dir=str(folder.resolve()),
             mode=str(mode),  # type: ignore[arg-type] # a Literal there
             resume="allow",
             settings=wandb.Settings(
