@@ -118,15 +118,9 @@ def fit(
             raise BadRequest("--weights: goes with --calibrate; a fit makes its own")
         settings = _settings(seed, members, epochs, rows_per_cell, leave_out, threads)
         job = _Job(
-            out,
-            settings,
-            Path(output),
-            is_resumed=resume,
-            end_s=end_s,
-            wandb=wandb,
-            project=project,
-            group=group,
-        )
+            out, settings, Path(output), is_resumed=resume, end_s=end_s, wandb=wandb,
+            project=project, group=group,
+        )  # fmt: skip
         job.run(given, cluster=where, cluster_text=cluster, licenses=license or [])
 
 

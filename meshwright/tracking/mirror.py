@@ -125,7 +125,7 @@ class WandbMirror:
             group=group,
             name=name,
             id=run_id,
-            # Its process may have begun elsewhere, so a relative path would be another folder there.
+            # Its process may have begun elsewhere: there a relative path is another folder.
             dir=str(folder.resolve()),
             mode=str(mode),  # type: ignore[arg-type] # a Literal there
             resume="allow",
