@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from meshwright.cli.bench_runs import CostModelOption, FileArgument
-from meshwright.cli.options import JsonOption
+from meshwright.cli.options import CompareOption, JsonOption, PlotOption
 from meshwright.cli.output import output_for
 from meshwright.strict_json import write_text_atomically
 
@@ -17,18 +14,9 @@ __all__ = ["ops"]
 
 def ops(
     file: FileArgument,
-    plot: Annotated[
-        str | None,
-        typer.Option(metavar="FILE.svg", help="Write predicted against measured to this file."),
-    ] = None,
+    plot: PlotOption = None,
     cost_model: CostModelOption = "learned",
-    compare: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="Judge these too, between commas; none for none. Without it: analytic.",
-        ),
-    ] = None,
+    compare: CompareOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Predict every measured operator, or collective, of a table; error by kind and device.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from meshwright.cli.garbage import few_collections
-from meshwright.cli.options import JsonOption
+from meshwright.cli.options import CompareOption, JsonOption, PlotOption
 from meshwright.cli.output import Output, output_for
 from meshwright.errors import BadRequest
 from meshwright.strict_json import dump_json, one_line, write_text_atomically
@@ -34,18 +34,9 @@ def runs(
             help="Write runs.json, predicted.svg and regret.svg into this folder.",
         ),
     ] = None,
-    plot: Annotated[
-        str | None,
-        typer.Option(metavar="FILE.svg", help="Write predicted against measured to this file."),
-    ] = None,
+    plot: PlotOption = None,
     cost_model: CostModelOption = "learned",
-    compare: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="Judge these too, between commas; none for none. Without it: analytic.",
-        ),
-    ] = None,
+    compare: CompareOption = None,
     by: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Figures by this column of the table too.")
     ] = None,

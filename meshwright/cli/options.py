@@ -12,10 +12,12 @@ from meshwright.plans import JobSpec, OptimizerName, OptimizerSpec, Precision
 from meshwright.strict_json import FieldError
 
 __all__ = [
+    "CompareOption",
     "CostModelOption",
     "FixOption",
     "JsonOption",
     "PlanArgument",
+    "PlotOption",
     "RuleOption",
     "job_of",
     "parse_duration_s",
@@ -107,3 +109,16 @@ def parse_level(text: str) -> str:
     if level not in _LEVELS:
         raise BadRequest(f"-O: no level {text!r}; use -O1 (quick) or -O2 (search everything)")
     return level
+
+
+PlotOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE.svg", help="Write predicted against measured to this file."),
+]
+CompareOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Judge these too, between commas; none for none. Without it: analytic.",
+    ),
+]
