@@ -21,10 +21,10 @@ from benchmarks.heading import heading
 from benchmarks.layerwise import captured
 from meshwright.cluster import parse_cluster
 from meshwright.plans.plan import JobSpec, Precision
-from meshwright.solvers.decision import Skeleton
-from meshwright.solvers.evaluate import PlanSpace
 from meshwright.solvers.planner import make_context
-from meshwright.solvers.skeletons import shardings_for, strategies_for
+from meshwright.space.decision import Skeleton
+from meshwright.space.evaluate import PlanSpace
+from meshwright.space.skeletons import shardings_for, strategies_for
 
 CASES = (
     ("gpt2", 64, "8xa100", {"dp_shard": 4}, 2, 8),

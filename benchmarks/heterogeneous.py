@@ -23,10 +23,10 @@ from meshwright.cluster.files import read_cluster_file
 from meshwright.cluster.model import Cluster
 from meshwright.graph.opgraph import OpGraph
 from meshwright.plans.plan import JobSpec, ParallelPlan, Precision
-from meshwright.solvers.base import Proposer, fitting
 from meshwright.solvers.exhaustive import Exhaustive
 from meshwright.solvers.planner import make_context
 from meshwright.solvers.stages import Stages
+from meshwright.space.search import Proposer, fitting
 
 HERE = Path(__file__).parent
 CASES = (("gpt2", 1024), ("bert-large", 1024))

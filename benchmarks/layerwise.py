@@ -24,11 +24,11 @@ from meshwright.cluster import parse_cluster
 from meshwright.cluster.model import Cluster
 from meshwright.graph.opgraph import OpGraph
 from meshwright.plans.plan import JobSpec, ParallelPlan, Precision
-from meshwright.solvers.base import Candidate
 from meshwright.solvers.exhaustive import Exhaustive
 from meshwright.solvers.frontier import Frontier
 from meshwright.solvers.layerwise import LayerwiseDP, LayerwiseILP
 from meshwright.solvers.planner import make_context
+from meshwright.space.search import Candidate
 
 CASES = (
     ("llama2-7b", 64, (16, 24, 38, 80)),

@@ -26,11 +26,11 @@ from meshwright.cluster.files import read_cluster_file
 from meshwright.cost.model import choice_of
 from meshwright.graph.opgraph import OpGraph
 from meshwright.plans.plan import JobSpec, ParallelPlan, Precision
-from meshwright.solvers.base import SearchContext, fitting
 from meshwright.solvers.exhaustive import Exhaustive
 from meshwright.solvers.planner import make_context
 from meshwright.solvers.stage_branches import branch_candidates, chain_plan, graph_units, shapes
 from meshwright.solvers.stages import splits_of
+from meshwright.space.search import SearchContext, fitting
 
 HERE = Path(__file__).parent
 CASES = (("clip-vit-b32", 1024), ("t5-3b", 128), ("unet-256", 64))

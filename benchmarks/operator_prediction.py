@@ -46,11 +46,9 @@ from meshwright.gnn_cost.baselines import (
 from meshwright.gnn_cost.ensemble import EnsembleSettings, GraphEnsemble
 from meshwright.gnn_cost.features import DEVICE_FEATURES
 from meshwright.gnn_cost.intervals import half_widths
-from meshwright.gnn_cost.operator_overheads import host_overhead_s
-from meshwright.gnn_cost.operator_samples import measured_operators, read_operator_table
-from meshwright.gnn_cost.predictor import LearnedOperators
-from meshwright.gnn_cost.samples import MeasuredGraphs
-from meshwright.gnn_cost.splits import (
+from meshwright.gnn_cost.operators.overheads import host_overhead_s
+from meshwright.gnn_cost.operators.samples import measured_operators, read_operator_table
+from meshwright.gnn_cost.operators.splits import (
     Split,
     held_out_shapes,
     largest_shapes,
@@ -60,6 +58,8 @@ from meshwright.gnn_cost.splits import (
     take,
     with_rest,
 )
+from meshwright.gnn_cost.predictor import LearnedOperators
+from meshwright.gnn_cost.samples import MeasuredGraphs
 from meshwright.gnn_cost.training import TrainingSettings
 
 BARS = {

@@ -29,14 +29,14 @@ from meshwright.cluster import parse_cluster
 from meshwright.cluster.model import Cluster
 from meshwright.errors import NoFeasiblePlan
 from meshwright.plans.plan import JobSpec
-from meshwright.solvers.base import Proposer, SearchContext, SolveStatus
 from meshwright.solvers.enumeration import Enumeration, num_plans
 from meshwright.solvers.local_search import LOCAL_SEARCHES, LocalSearch
-from meshwright.solvers.pins import parse_pins
 from meshwright.solvers.planner import make_context, proposers_of
 from meshwright.solvers.portfolio import run_portfolio
-from meshwright.solvers.skeletons import shardings_for, skeletons
-from meshwright.solvers.space import UniformChoice, largest_divisor, price
+from meshwright.space.pins import parse_pins
+from meshwright.space.search import Proposer, SearchContext, SolveStatus
+from meshwright.space.skeletons import shardings_for, skeletons
+from meshwright.space.uniform import UniformChoice, largest_divisor, price
 from tests.cost.graphs import zoo
 from tests.solvers.variants import with_faster_links, with_memory
 

@@ -28,20 +28,20 @@ from meshwright.cluster import parse_cluster
 from meshwright.cluster.model import Cluster
 from meshwright.errors import PlannerError
 from meshwright.plans.plan import AXIS_NAMES, JobSpec, Precision, Recompute
-from meshwright.solvers.base import Candidate, SearchContext
-from meshwright.solvers.decision import Decision, Sharding, Skeleton, Strategy
-from meshwright.solvers.evaluate import candidate_of_decision
 from meshwright.solvers.exhaustive import Exhaustive
 from meshwright.solvers.frontier import Frontier
 from meshwright.solvers.layerwise import LayerwiseDP
 from meshwright.solvers.operator_search import OperatorLevel
 from meshwright.solvers.operators import OperatorProblem, operator_shardings
-from meshwright.solvers.partition import least_bottleneck
 from meshwright.solvers.planner import make_context
-from meshwright.solvers.skeletons import shardings_for
-from meshwright.solvers.space import UniformChoice, stage_times_s
 from meshwright.solvers.stage_options import StageOption, pools_of
 from meshwright.solvers.staged import StagePick, staged_plan
+from meshwright.space.decision import Decision, Sharding, Skeleton, Strategy
+from meshwright.space.evaluate import candidate_of_decision
+from meshwright.space.partition import least_bottleneck
+from meshwright.space.search import Candidate, SearchContext
+from meshwright.space.skeletons import shardings_for
+from meshwright.space.uniform import UniformChoice, stage_times_s
 
 P3_BYTES_PER_S = 25e9 / 8 / 8
 """25 Gb/s a host (AWS, p3.16xlarge), shared by its 8 devices."""

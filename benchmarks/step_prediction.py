@@ -58,9 +58,9 @@ from meshwright.cost.calibration import DEFAULTS, Origin
 from meshwright.gnn_cost.forward import MAX_FACTOR
 from meshwright.gnn_cost.predictor import LearnedOperators
 from meshwright.gnn_cost.pretrained_pricing import StepFigures, pretrained_folder
-from meshwright.gnn_cost.step_correction import StepCorrection
-from meshwright.gnn_cost.step_fit import fit_step_correction, half_width_scale
-from meshwright.gnn_cost.step_network import StepNetwork, StepRows
+from meshwright.gnn_cost.steps.correction import StepCorrection
+from meshwright.gnn_cost.steps.fit import fit_step_correction, half_width_scale
+from meshwright.gnn_cost.steps.network import StepNetwork, StepRows
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

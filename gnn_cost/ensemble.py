@@ -18,12 +18,12 @@ from meshwright.cluster.catalog import makers_of
 from meshwright.gnn_cost.batches import TrainingRows, training_rows
 from meshwright.gnn_cost.features import FEATURES_VERSION
 from meshwright.gnn_cost.intervals import fit_intervals
+from meshwright.gnn_cost.operators.splits import take
+from meshwright.gnn_cost.operators.typical import fit_typical
 from meshwright.gnn_cost.predictor import MODEL_VERSION, LearnedOperators
 from meshwright.gnn_cost.samples import MeasuredGraphs
-from meshwright.gnn_cost.splits import take
 from meshwright.gnn_cost.training import EpochMetrics, Trained, TrainingSettings, held_out, train
 from meshwright.gnn_cost.trust import fit_trust
-from meshwright.gnn_cost.typical import fit_typical
 
 __all__ = ["EnsembleSettings", "FittedEnsemble", "GraphEnsemble", "fit_ensemble"]
 

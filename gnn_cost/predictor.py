@@ -38,9 +38,9 @@ from meshwright.gnn_cost.forward import (
     log_times,
 )
 from meshwright.gnn_cost.intervals import half_widths, scales
+from meshwright.gnn_cost.operators.typical import typical_times_s
 from meshwright.gnn_cost.samples import MeasuredGraphs
 from meshwright.gnn_cost.trust import device_trust, trust_of
-from meshwright.gnn_cost.typical import typical_times_s
 from meshwright.gnn_cost.weights import load_weights
 
 __all__ = [

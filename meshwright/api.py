@@ -34,9 +34,9 @@ from meshwright.runtime import RankSession, assemble_parameter, process_group, s
 from meshwright.runtime.job import TORCH_DTYPES
 from meshwright.runtime.mesh import layout_of
 from meshwright.runtime.state import assemble
-from meshwright.solvers.base import Progress
-from meshwright.solvers.pins import Pins, parse_pins
 from meshwright.solvers.planner import PlanningResult, plan_graph
+from meshwright.space.pins import Pins, parse_pins
+from meshwright.space.search import Progress
 from meshwright.spmd.prepared import lower_plan, prepare
 
 __all__ = ["ParallelModel", "Planned", "annotate", "parallelize", "plan", "plan_reference"]
@@ -107,7 +107,7 @@ def plan(
         job: Batch, precision and optimizer.
         level: ``"O1"`` answers quickly, ``"O2"`` searches more.
         fix: Decisions every plan must respect, such as ``"tp=8"`` or ``"layers.*:recompute=full"``;
-            ``meshwright.solvers.pins`` lists them. What ``annotate`` said of modules comes first.
+            ``meshwright.space.pins`` lists them. What ``annotate`` said of modules comes first.
         rule: Ask only this rule of thumb: ``"data-parallel"``, ``"zero3"``, ``"megatron"`` or
             ``"naive-layers"``.
         pricing: What plans are priced with. By default learned prices where there are accelerators,

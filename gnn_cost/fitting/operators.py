@@ -32,17 +32,17 @@ from meshwright.gnn_cost.fitting.parts import (
     WorstCases,
 )
 from meshwright.gnn_cost.intervals import half_widths
-from meshwright.gnn_cost.operator_overheads import host_overhead_s
-from meshwright.gnn_cost.operator_samples import (
+from meshwright.gnn_cost.operators.overheads import host_overhead_s
+from meshwright.gnn_cost.operators.samples import (
     OperatorSamples,
     catalog_device,
     measured_operators,
     operators_of_records,
     read_operator_table,
 )
+from meshwright.gnn_cost.operators.splits import subsample, take, with_rest
 from meshwright.gnn_cost.predictor import WEIGHTS_KIND, LearnedOperators
 from meshwright.gnn_cost.samples import MeasuredGraphs
-from meshwright.gnn_cost.splits import subsample, take, with_rest
 from meshwright.gnn_cost.training import EpochMetrics, TrainingSettings
 from meshwright.records import Kind
 from meshwright.strict_json import JsonValue

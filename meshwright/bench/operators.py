@@ -23,13 +23,13 @@ from meshwright.bench.run_table import MAX_TABLE_BYTES
 from meshwright.cost.pricing import Pricing
 from meshwright.errors import BadRequest
 from meshwright.gnn_cost.baselines.roofline import PlainRoofline
-from meshwright.gnn_cost.operator_samples import (
+from meshwright.gnn_cost.operators.samples import (
     SIZE_NOT_STATED,
     measured_operators,
     operator_columns,
 )
+from meshwright.gnn_cost.operators.splits import take
 from meshwright.gnn_cost.samples import MeasuredGraphs
-from meshwright.gnn_cost.splits import take
 from meshwright.profiling.traces.sources import printable
 from meshwright.profiling.traces.tables import read_cells
 from meshwright.strict_json import one_line

@@ -13,9 +13,9 @@ from meshwright.cluster.model import Device
 from meshwright.cost.step_graph import StepGraph, graph_of_choice
 from meshwright.cost.work import OperatorWork
 from meshwright.errors import PlannerError
+from meshwright.gnn_cost.operators.splits import take
 from meshwright.gnn_cost.samples import MeasuredGraphs
-from meshwright.gnn_cost.splits import take
-from meshwright.gnn_cost.step_correction import STEP_FEATURES, step_features
+from meshwright.gnn_cost.steps.correction import STEP_FEATURES, step_features
 
 __all__ = ["LABELS", "RunGraphs", "run_graphs"]
 

@@ -35,10 +35,10 @@ from meshwright.gnn_cost.calibrations import (
 from meshwright.gnn_cost.collectives.samples import CollectiveSamples
 from meshwright.gnn_cost.fitting.collectives import read_collectives
 from meshwright.gnn_cost.fitting.operators import read_graphs
-from meshwright.gnn_cost.operator_overheads import host_overhead_s
+from meshwright.gnn_cost.operators.overheads import host_overhead_s
+from meshwright.gnn_cost.operators.splits import take, with_rest
 from meshwright.gnn_cost.pretrained_pricing import load_pricing, pretrained_folder
 from meshwright.gnn_cost.samples import MeasuredGraphs
-from meshwright.gnn_cost.splits import take, with_rest
 from meshwright.records import Kind
 from meshwright.strict_json import one_line
 

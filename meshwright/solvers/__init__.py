@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from meshwright.solvers.base import (
-    Candidate,
-    Proposer,
-    SearchContext,
-    SolveResult,
-    SolveStatus,
-)
-from meshwright.solvers.evaluate import Evaluated, PlanSpace
 from meshwright.solvers.exhaustive import Exhaustive
 from meshwright.solvers.layerwise import LayerwiseDP, LayerwiseILP
-from meshwright.solvers.partition import StageBytes, least_bottleneck
 from meshwright.solvers.planner import (
     PlanningResult,
     RunnerUp,
@@ -26,23 +17,14 @@ from meshwright.solvers.rules import RULES, Rule
 __all__ = [
     "RULES",
     "Alternative",
-    "Candidate",
-    "Evaluated",
     "Exhaustive",
     "LayerwiseDP",
     "LayerwiseILP",
-    "PlanSpace",
     "PlanningResult",
     "PortfolioResult",
-    "Proposer",
     "Rule",
     "RunnerUp",
-    "SearchContext",
     "SearchSummary",
-    "SolveResult",
-    "SolveStatus",
-    "StageBytes",
-    "least_bottleneck",
     "make_context",
     "plan_graph",
     "run_portfolio",

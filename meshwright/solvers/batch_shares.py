@@ -12,8 +12,8 @@ from meshwright.cost.model import choice_of
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import ParallelPlan, Recompute
 from meshwright.plans.runnable import unrunnable_reasons
-from meshwright.solvers.base import Candidate, SearchContext
-from meshwright.solvers.space import (
+from meshwright.space.search import Candidate, SearchContext
+from meshwright.space.uniform import (
     UniformChoice,
     plan_of,
     table_of,

@@ -19,11 +19,11 @@ from meshwright.cost.model import choice_of
 from meshwright.cost.step import StepCost
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import Recompute, ScheduleName
-from meshwright.solvers.base import Candidate, SearchContext, SolveResult, SolveStatus
-from meshwright.solvers.decided import decided_plan
-from meshwright.solvers.decision import Decision, Sharding, Skeleton, Strategy
-from meshwright.solvers.evaluate import candidate_of_decision, price_decision
-from meshwright.solvers.skeletons import skeletons, strategies_for
+from meshwright.space.decided import decided_plan
+from meshwright.space.decision import Decision, Sharding, Skeleton, Strategy
+from meshwright.space.evaluate import candidate_of_decision, price_decision
+from meshwright.space.search import Candidate, SearchContext, SolveResult, SolveStatus
+from meshwright.space.skeletons import skeletons, strategies_for
 
 __all__ = ["Enumeration", "num_plans"]
 

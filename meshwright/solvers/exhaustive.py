@@ -19,10 +19,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from meshwright.solvers.base import Candidate, SearchContext, SolveResult, SolveStatus
-from meshwright.solvers.evaluate import candidate_of_decision
-from meshwright.solvers.schedules import with_schedules
 from meshwright.solvers.survey import Survey, scope_of, survey
+from meshwright.space.evaluate import candidate_of_decision
+from meshwright.space.schedules import with_schedules
+from meshwright.space.search import Candidate, SearchContext, SolveResult, SolveStatus
 
 __all__ = ["Exhaustive"]
 

@@ -16,12 +16,12 @@ import numpy as np
 from meshwright.cost.columns import IntArray
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import Recompute
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decision import Decision, Sharding, Skeleton
-from meshwright.solvers.evaluate import PlanSpace
 from meshwright.solvers.mixture import Mixture, best_mixture, polished
-from meshwright.solvers.skeletons import shardings_for, strategies_for
 from meshwright.solvers.survey import Survey, Surveyed, Uniform, everything, survey
+from meshwright.space.decision import Decision, Sharding, Skeleton
+from meshwright.space.evaluate import PlanSpace
+from meshwright.space.search import SearchContext
+from meshwright.space.skeletons import shardings_for, strategies_for
 
 __all__ = ["Found", "Frontier"]
 

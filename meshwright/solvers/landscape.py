@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import Recompute, ScheduleName
-from meshwright.solvers.decision import Skeleton, Strategy
+from meshwright.space.decision import Skeleton, Strategy
 
 __all__ = [
     "BatchPricer",

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import time
 
-from meshwright.solvers.base import Candidate, SearchContext, SolveResult, SolveStatus
 from meshwright.solvers.frontier import Found, Frontier
 from meshwright.solvers.mixture_ilp import IntegerMixture, integer_mixture
 from meshwright.solvers.refit import judged, refitted
+from meshwright.space.search import Candidate, SearchContext, SolveResult, SolveStatus
 
 __all__ = ["LayerwiseDP", "LayerwiseILP"]
 

@@ -9,17 +9,17 @@ import numpy as np
 
 from meshwright.errors import PlanRefused
 from meshwright.solvers.annealing import anneal
-from meshwright.solvers.base import Candidate, Proposer, SearchContext, SolveResult, SolveStatus
 from meshwright.solvers.beam import build
-from meshwright.solvers.decision import Decision, Skeleton, Strategy
-from meshwright.solvers.evaluate import PlanSpace, candidate_of_decision, price_decision
 from meshwright.solvers.frontier import Frontier
 from meshwright.solvers.genetic import breed
 from meshwright.solvers.landscape import Draft, Landscape, Opened, Place
 from meshwright.solvers.neighborhood import Neighborhood
-from meshwright.solvers.schedules import with_schedules
-from meshwright.solvers.skeletons import skeletons, strategies_for
 from meshwright.solvers.walk import Search, WalkSettings
+from meshwright.space.decision import Decision, Skeleton, Strategy
+from meshwright.space.evaluate import PlanSpace, candidate_of_decision, price_decision
+from meshwright.space.schedules import with_schedules
+from meshwright.space.search import Candidate, Proposer, SearchContext, SolveResult, SolveStatus
+from meshwright.space.skeletons import skeletons, strategies_for
 
 __all__ = ["LOCAL_SEARCHES", "LocalSearch", "Rooms", "local_searches", "opener"]
 

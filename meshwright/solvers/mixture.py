@@ -17,9 +17,9 @@ from itertools import islice, pairwise
 import numpy as np
 
 from meshwright.cost.columns import IntArray
-from meshwright.solvers.evaluate import PlanSpace
-from meshwright.solvers.linear import LinearCosts, linear_costs
 from meshwright.solvers.stage_cut import Rows, StageTimes, best_cuts, price_rows, stage_times
+from meshwright.space.evaluate import PlanSpace
+from meshwright.space.linear import LinearCosts, linear_costs
 
 __all__ = ["Mixture", "best_mixture", "polished"]
 

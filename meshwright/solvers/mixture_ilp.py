@@ -26,11 +26,11 @@ import numpy as np
 
 from meshwright.cost.columns import FloatArray, IntArray
 from meshwright.cost.stage_work import overlap_terms
-from meshwright.solvers.evaluate import PlanSpace
 from meshwright.solvers.ilp import IntegerProgram
-from meshwright.solvers.linear import bucket_seconds, step_seconds
 from meshwright.solvers.mixture import Mixture
-from meshwright.solvers.segment_costs import TIMES
+from meshwright.space.evaluate import PlanSpace
+from meshwright.space.linear import bucket_seconds, step_seconds
+from meshwright.space.segment_costs import TIMES
 from meshwright.spmd.parameters import STEP_BYTES
 
 __all__ = ["IntegerMixture", "integer_mixture"]

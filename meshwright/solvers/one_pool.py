@@ -16,8 +16,8 @@ from meshwright.cluster.model import Cluster
 from meshwright.cost.model import StepCostModel
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import ParallelPlan
-from meshwright.solvers.base import Candidate, Proposer, SearchContext, SolveResult, SolveStatus
 from meshwright.solvers.stage_options import Pool, pools_of
+from meshwright.space.search import Candidate, Proposer, SearchContext, SolveResult, SolveStatus
 
 __all__ = ["OnePool", "cluster_of_pool"]
 

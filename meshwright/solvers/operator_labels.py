@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from meshwright.graph.dimensions import BATCH, is_experts
 from meshwright.plans.plan import AXIS_NAMES
 from meshwright.solvers.choices import ChoiceGraph
-from meshwright.solvers.decision import Exceptions, Labels, Sharding
+from meshwright.space.decision import Exceptions, Labels, Sharding
 
 __all__ = ["shardings_of_picks"]
 

@@ -11,13 +11,13 @@ import time
 from dataclasses import replace
 
 from meshwright.errors import PlanRefused
-from meshwright.solvers.base import SearchContext, SolveResult, SolveStatus
-from meshwright.solvers.decision import Decision, Strategy
-from meshwright.solvers.evaluate import PlanSpace
 from meshwright.solvers.frontier import Found, Frontier
 from meshwright.solvers.mixture import best_mixture, polished
 from meshwright.solvers.operators import FREE_AXES, operator_shardings
 from meshwright.solvers.refit import judged
+from meshwright.space.decision import Decision, Strategy
+from meshwright.space.evaluate import PlanSpace
+from meshwright.space.search import SearchContext, SolveResult, SolveStatus
 
 __all__ = ["OperatorMixtures"]
 

@@ -18,13 +18,13 @@ from meshwright.cost.table import DATA_AXES
 from meshwright.errors import PlanRefused
 from meshwright.graph.dimensions import BATCH
 from meshwright.plans.plan import Recompute
-from meshwright.solvers.base import Candidate, SearchContext, SolveResult, SolveStatus
-from meshwright.solvers.decided import decided_plan
-from meshwright.solvers.decision import Decision, Sharding, Skeleton, Strategy
-from meshwright.solvers.evaluate import candidate_of_decision
 from meshwright.solvers.operators import OperatorProblem
-from meshwright.solvers.space import divisors, largest_divisor
 from meshwright.solvers.wiring import Wiring, wiring_of
+from meshwright.space.decided import decided_plan
+from meshwright.space.decision import Decision, Sharding, Skeleton, Strategy
+from meshwright.space.evaluate import candidate_of_decision
+from meshwright.space.search import Candidate, SearchContext, SolveResult, SolveStatus
+from meshwright.space.uniform import divisors, largest_divisor
 
 __all__ = ["OperatorLevel"]
 

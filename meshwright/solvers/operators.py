@@ -21,16 +21,16 @@ from meshwright.cost.roofline import Roofline
 from meshwright.errors import PlanRefused
 from meshwright.graph.dimensions import BATCH
 from meshwright.plans.plan import Recompute
-from meshwright.solvers.base import SearchContext
 from meshwright.solvers.boundaries import Boundary, Labels, boundaries_of
 from meshwright.solvers.choices import ChoiceGraph
-from meshwright.solvers.decision import Sharding, Skeleton
 from meshwright.solvers.operator_labels import shardings_of_picks
-from meshwright.solvers.segment_costs import split_of_skeleton
 from meshwright.solvers.segment_graph import choice_graph
 from meshwright.solvers.segment_ilp import GraphChoice, SegmentProgram
 from meshwright.solvers.segment_prices import ChoicePrices
 from meshwright.solvers.wiring import Wiring
+from meshwright.space.decision import Sharding, Skeleton
+from meshwright.space.search import SearchContext
+from meshwright.space.segment_costs import split_of_skeleton
 from meshwright.spmd.layout import MICRO
 
 __all__ = ["OperatorPlan", "OperatorProblem", "operator_shardings"]

@@ -20,8 +20,6 @@ from meshwright.graph.opgraph import InputRole, OpGraph
 from meshwright.graph.serialize import graph_sha256
 from meshwright.graph.simplify import with_explicit_factories
 from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan
-from meshwright.solvers.base import Candidate, Progress, Proposer, SearchContext
-from meshwright.solvers.bounds import time_lower_bound_s
 from meshwright.solvers.exhaustive import Exhaustive
 from meshwright.solvers.frontier import Frontier
 from meshwright.solvers.layerwise import LayerwiseDP, LayerwiseILP
@@ -29,12 +27,14 @@ from meshwright.solvers.local_search import Rooms, local_searches
 from meshwright.solvers.one_pool import OnePool
 from meshwright.solvers.operator_mixtures import OperatorMixtures
 from meshwright.solvers.operator_search import OperatorLevel
-from meshwright.solvers.pinned import check_pins
-from meshwright.solvers.pins import NO_PINS, Pins
 from meshwright.solvers.portfolio import PortfolioResult, SolverReport, run_portfolio
 from meshwright.solvers.rules import RULES
-from meshwright.solvers.space import UniformChoice, table_of
 from meshwright.solvers.stages import Stages
+from meshwright.space.bounds import time_lower_bound_s
+from meshwright.space.pinned import check_pins
+from meshwright.space.pins import NO_PINS, Pins
+from meshwright.space.search import Candidate, Progress, Proposer, SearchContext
+from meshwright.space.uniform import UniformChoice, table_of
 
 __all__ = [
     "PlanningResult",

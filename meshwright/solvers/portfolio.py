@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from meshwright.errors import NoFeasiblePlan
 from meshwright.plans.plan import AXIS_NAMES, ParallelPlan, Recompute
-from meshwright.solvers.base import Candidate, Proposer, SearchContext, SolveResult, SolveStatus
-from meshwright.solvers.pinned import guilty_pin, respecting
 from meshwright.solvers.rules import RULES
+from meshwright.space.pinned import guilty_pin, respecting
+from meshwright.space.search import Candidate, Proposer, SearchContext, SolveResult, SolveStatus
 from meshwright.units import format_bytes, format_seconds
 
 __all__ = ["Alternative", "PortfolioResult", "SolverReport", "run_portfolio"]

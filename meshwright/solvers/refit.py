@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 from meshwright.errors import PlanRefused
-from meshwright.solvers.base import Candidate, SearchContext
-from meshwright.solvers.decision import Decision
-from meshwright.solvers.evaluate import PlanSpace, candidate_of_decision, price_decision
 from meshwright.solvers.mixture import Mixture
-from meshwright.solvers.schedules import with_schedules
+from meshwright.space.decision import Decision
+from meshwright.space.evaluate import PlanSpace, candidate_of_decision, price_decision
+from meshwright.space.schedules import with_schedules
+from meshwright.space.search import Candidate, SearchContext
 
 __all__ = ["Solve", "Solved", "judged", "refitted"]
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import Recompute, ScheduleName
-from meshwright.solvers.base import Candidate, Proposer, SearchContext, SolveResult, SolveStatus
-from meshwright.solvers.partition import least_bottleneck
-from meshwright.solvers.space import (
+from meshwright.space.partition import least_bottleneck
+from meshwright.space.search import Candidate, Proposer, SearchContext, SolveResult, SolveStatus
+from meshwright.space.uniform import (
     UniformChoice,
     candidate_of,
     divisors,

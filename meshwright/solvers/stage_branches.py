@@ -18,9 +18,6 @@ from meshwright.cost.columns import FloatArray, IntArray, sums_by
 from meshwright.cost.table import Split
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import AXIS_NAMES, ParallelPlan
-from meshwright.solvers.base import Candidate, SearchContext
-from meshwright.solvers.partition import least_bottleneck
-from meshwright.solvers.space import UniformChoice, stage_times_s
 from meshwright.solvers.stage_dag import DagProblem, solve_dag
 from meshwright.solvers.stage_options import (
     OptionCosts,
@@ -31,6 +28,9 @@ from meshwright.solvers.stage_options import (
     whole_hosts_only,
 )
 from meshwright.solvers.staged import StagePick, staged_plan
+from meshwright.space.partition import least_bottleneck
+from meshwright.space.search import Candidate, SearchContext
+from meshwright.space.uniform import UniformChoice, stage_times_s
 
 __all__ = [
     "GraphUnits",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from meshwright.cost.columns import FloatArray, IntArray
-from meshwright.solvers.linear import LinearCosts
+from meshwright.space.linear import LinearCosts
 
 __all__ = ["Rows", "StageTimes", "best_cuts", "price_rows", "stage_times"]
 

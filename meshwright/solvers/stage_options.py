@@ -20,8 +20,8 @@ from meshwright.cost.columns import FloatArray, IntArray, sums_by
 from meshwright.cost.table import CostTable, Split
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import AXIS_NAMES, CommunicationOptions, Recompute, ScheduleName
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.space import UniformChoice, divisors, table_of, tensor_parallel_sizes
+from meshwright.space.search import SearchContext
+from meshwright.space.uniform import UniformChoice, divisors, table_of, tensor_parallel_sizes
 
 __all__ = [
     "OptionCosts",

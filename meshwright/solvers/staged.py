@@ -21,10 +21,10 @@ from meshwright.plans.plan import (
     Stage,
 )
 from meshwright.plans.runnable import unrunnable_reasons
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decision import runs_of
-from meshwright.solvers.space import UniformChoice, shards_of, torch_version
 from meshwright.solvers.stage_options import Pool, StageOption
+from meshwright.space.decision import runs_of
+from meshwright.space.search import SearchContext
+from meshwright.space.uniform import UniformChoice, shards_of, torch_version
 
 __all__ = ["StagePick", "staged_plan"]
 

@@ -20,9 +20,7 @@ from meshwright.cost.columns import FloatArray, IntArray
 from meshwright.cost.table import Split
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import AXIS_NAMES
-from meshwright.solvers.base import Candidate, SearchContext, SolveResult, SolveStatus
 from meshwright.solvers.batch_shares import shared_plans
-from meshwright.solvers.space import UniformChoice, divisors, stage_times_s
 from meshwright.solvers.stage_branches import branch_candidates
 from meshwright.solvers.stage_chain import ChainProblem, solve_chain
 from meshwright.solvers.stage_options import (
@@ -35,6 +33,8 @@ from meshwright.solvers.stage_options import (
     whole_hosts_only,
 )
 from meshwright.solvers.staged import StagePick, staged_plan
+from meshwright.space.search import Candidate, SearchContext, SolveResult, SolveStatus
+from meshwright.space.uniform import UniformChoice, divisors, stage_times_s
 
 __all__ = ["Stages", "splits_of"]
 

@@ -16,15 +16,15 @@ import numpy as np
 from meshwright.cost.columns import FloatArray, IntArray
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import Recompute
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.bounds import time_lower_bound_s
-from meshwright.solvers.decision import Decision, Sharding, Skeleton, Strategy
-from meshwright.solvers.evaluate import Evaluated, PlanSpace
-from meshwright.solvers.linear import LinearCosts, linear_costs
-from meshwright.solvers.partition import StageBytes, least_bottleneck
-from meshwright.solvers.resharding import table_of_shardings
-from meshwright.solvers.segment_costs import split_of_skeleton, stage_rooflines
-from meshwright.solvers.skeletons import WITH_RING, shardings_for, skeletons, strategies_for
+from meshwright.space.bounds import time_lower_bound_s
+from meshwright.space.decision import Decision, Sharding, Skeleton, Strategy
+from meshwright.space.evaluate import Evaluated, PlanSpace
+from meshwright.space.linear import LinearCosts, linear_costs
+from meshwright.space.partition import StageBytes, least_bottleneck
+from meshwright.space.resharding import table_of_shardings
+from meshwright.space.search import SearchContext
+from meshwright.space.segment_costs import split_of_skeleton, stage_rooflines
+from meshwright.space.skeletons import WITH_RING, shardings_for, skeletons, strategies_for
 
 __all__ = ["Scope", "Survey", "Surveyed", "Uniform", "everything", "narrow", "scope_of", "survey"]
 

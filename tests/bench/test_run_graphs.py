@@ -11,7 +11,7 @@ from meshwright.bench.predict import Predictor
 from meshwright.bench.run_graph_file import read_run_graphs, write_run_graphs
 from meshwright.bench.run_graphs import run_graphs
 from meshwright.errors import BadRequest
-from meshwright.gnn_cost.step_correction import STEP_FEATURES
+from meshwright.gnn_cost.steps.correction import STEP_FEATURES
 from tests.bench.given_runs import run
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from meshwright.capture.annotations import annotations_of, set_annotation
-from meshwright.solvers.pins import parse_pins
+from meshwright.space.pins import parse_pins
 
 
 def test_annotations_are_listed_by_path() -> None:

@@ -7,9 +7,9 @@ from meshwright.cost.model import choice_of
 from meshwright.cost.pricing import ANALYTIC, Pricing
 from meshwright.graph.opgraph import OpGraph
 from meshwright.plans.plan import JobSpec, ParallelPlan, Precision, Recompute
-from meshwright.solvers.base import SearchContext
 from meshwright.solvers.planner import make_context
-from meshwright.solvers.space import UniformChoice, plan_of
+from meshwright.space.search import SearchContext
+from meshwright.space.uniform import UniformChoice, plan_of
 from meshwright.spmd.layout import MICRO
 from meshwright.spmd.lower import lower
 from meshwright.spmd.program import StageProgram

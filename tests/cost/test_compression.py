@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from meshwright.cost.compression import codec_of, is_worth
 from meshwright.cost.step import StepCost
 from meshwright.plans.plan import CommunicationOptions, Compression, Precision
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.space import UniformChoice, plan_of
+from meshwright.space.search import SearchContext
+from meshwright.space.uniform import UniformChoice, plan_of
 from meshwright.spmd.program import CollectiveKind
 from tests.cost.graphs import zoo
 from tests.cost.plans import context_of, uniform_plan

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from meshwright.plans.plan import ParallelPlan, Recompute
-from meshwright.solvers.base import SearchContext
+from meshwright.space.search import SearchContext
 from meshwright.spmd.program import Collective, StageProgram
 from tests.cost.graphs import tiny_gpt, zoo
 from tests.cost.plans import context_of, lowered, uniform_plan

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from meshwright.capture import capture
 from meshwright.cost.table import CollectiveCount
 from meshwright.graph.opgraph import OpGraph
-from meshwright.solvers.base import SearchContext
+from meshwright.space.search import SearchContext
 from meshwright.spmd.program import CollectiveKind
 from tests.cost.plans import context_of, uniform_plan
 

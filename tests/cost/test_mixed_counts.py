@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from meshwright.plans.plan import ParallelPlan, Recompute, SegmentPlan, Stage
-from meshwright.solvers.base import SearchContext
+from meshwright.space.search import SearchContext
 from tests.cost.graphs import tiny_gpt, zoo
 from tests.cost.plans import context_of, uniform_plan
 from tests.cost.test_counts import contained, counted

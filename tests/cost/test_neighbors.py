@@ -21,7 +21,7 @@ from meshwright.errors import PlanRefused
 from meshwright.graph.opgraph import OpGraph
 from meshwright.plans.plan import ParallelPlan, Precision
 from meshwright.plans.runnable import unrunnable_reasons
-from meshwright.solvers.base import SearchContext
+from meshwright.space.search import SearchContext
 from meshwright.spmd.prepared import prepare
 from meshwright.spmd.program import CollectiveKind
 from meshwright.spmd.sharded import shard_graph

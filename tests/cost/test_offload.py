@@ -10,7 +10,7 @@ from meshwright.cost.offload import HOST_BYTES_PER_S
 from meshwright.cost.step import StepCost
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import ParallelPlan, Precision
-from meshwright.solvers.base import SearchContext
+from meshwright.space.search import SearchContext
 from tests.cost.graphs import tiny_gpt, zoo
 from tests.cost.plans import context_of, uniform_plan
 

@@ -16,7 +16,7 @@ from meshwright.cost.stage_work import StageWork
 from meshwright.cost.table import CostTable, Split
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import AXIS_NAMES, Recompute, ScheduleName
-from meshwright.solvers.base import SearchContext
+from meshwright.space.search import SearchContext
 from meshwright.spmd.lower import lower
 from meshwright.spmd.schedule import depths
 from meshwright.spmd.sharded import shard_graph

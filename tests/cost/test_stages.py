@@ -18,8 +18,8 @@ from meshwright.cost.resharding import resharding_time_s
 from meshwright.cost.stage_work import StageOrder
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import JobSpec, ParallelPlan, Stage
-from meshwright.solvers.base import SearchContext
 from meshwright.solvers.planner import make_context
+from meshwright.space.search import SearchContext
 from tests.cost.graphs import tiny_gpt
 from tests.cost.plans import context_of, uniform_plan
 from tests.cost.towers import towers

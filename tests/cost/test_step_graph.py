@@ -12,7 +12,7 @@ from meshwright.cost.step_graph import StepGraph, step_graph
 from meshwright.cost.work import Family
 from meshwright.errors import PlanRefused
 from meshwright.plans.plan import ParallelPlan, Recompute
-from meshwright.solvers.base import SearchContext
+from meshwright.space.search import SearchContext
 from tests.cost.graphs import zoo
 from tests.cost.plans import context_of, uniform_plan
 

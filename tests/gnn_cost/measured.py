@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meshwright.gnn_cost.operator_overheads import graph_ideal_time_s
-from meshwright.gnn_cost.operator_samples import (
+from meshwright.gnn_cost.operators.overheads import graph_ideal_time_s
+from meshwright.gnn_cost.operators.samples import (
     OperatorSamples,
     measured_operators,
     operator_columns,

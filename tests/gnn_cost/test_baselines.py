@@ -17,7 +17,7 @@ from meshwright.gnn_cost.baselines import (
     PlainRoofline,
 )
 from meshwright.gnn_cost.features import DEVICE_FEATURES
-from meshwright.gnn_cost.splits import take
+from meshwright.gnn_cost.operators.splits import take
 from tests.gnn_cost.measured import products
 
 _MODELS: dict[str, Callable[[], OperatorModel]] = {

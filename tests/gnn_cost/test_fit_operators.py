@@ -10,7 +10,7 @@ from meshwright.cost.work import EdgeKind
 from meshwright.errors import BadRequest
 from meshwright.gnn_cost.fitting import FitData
 from meshwright.gnn_cost.fitting.operators import OperatorsPart, joined_graphs, read_graphs
-from meshwright.gnn_cost.operator_samples import operators_of_records
+from meshwright.gnn_cost.operators.samples import operators_of_records
 from meshwright.gnn_cost.samples import MeasuredGraphs
 from meshwright.records import Kind, Record, record_of_timing, timing_of
 

@@ -17,6 +17,8 @@ from meshwright.cost.work import EdgeKind, Family, OperatorWork
 from meshwright.errors import BadRequest
 from meshwright.gnn_cost.ensemble import FittedEnsemble, GraphEnsemble, fit_ensemble
 from meshwright.gnn_cost.features import ideal_time_s
+from meshwright.gnn_cost.operators.splits import take
+from meshwright.gnn_cost.operators.typical import typical_times_s
 from meshwright.gnn_cost.predictor import (
     LARGEST_OVER_TYPICAL,
     WEIGHTS_KIND,
@@ -24,8 +26,6 @@ from meshwright.gnn_cost.predictor import (
     load_operators,
     pretrained,
 )
-from meshwright.gnn_cost.splits import take
-from meshwright.gnn_cost.typical import typical_times_s
 from meshwright.gnn_cost.weights import load_weights, save_weights
 from tests.gnn_cost.grown import growing_dims, resized
 from tests.gnn_cost.learned import DEVICES, measured, random_work, small_ensemble, work_of

@@ -14,7 +14,7 @@ from meshwright.gnn_cost.batches import (
     split_groups,
     training_rows,
 )
-from meshwright.gnn_cost.splits import take
+from meshwright.gnn_cost.operators.splits import take
 from meshwright.gnn_cost.training import EpochMetrics, held_out, train
 from tests.gnn_cost.learned import measured, small_settings
 

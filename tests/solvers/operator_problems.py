@@ -8,11 +8,11 @@ from functools import cache
 
 from meshwright.cluster import parse_cluster
 from meshwright.plans.plan import JobSpec, Precision
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decision import Sharding, Skeleton
 from meshwright.solvers.operators import OperatorPlan, OperatorProblem
 from meshwright.solvers.planner import make_context
 from meshwright.solvers.segment_ilp import GraphChoice
+from meshwright.space.decision import Sharding, Skeleton
+from meshwright.space.search import SearchContext
 from meshwright.spmd.layout import MICRO
 from meshwright.spmd.nodes import ConvertNode, ShardedGraph, ShardedPhase
 from meshwright.spmd.sharded import shard_graph

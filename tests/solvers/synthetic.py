@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meshwright.plans.plan import Recompute
-from meshwright.solvers.decision import Sharding, Skeleton, Strategy
 from meshwright.solvers.landscape import Landscape
+from meshwright.space.decision import Sharding, Skeleton, Strategy
 
 CLASSES = (0, 1, 1, 1, 1, 2)
 """Class of each segment."""

@@ -10,7 +10,7 @@ from meshwright.solvers.boundaries import boundaries_of
 from meshwright.solvers.frontier import Frontier
 from meshwright.solvers.operator_mixtures import OperatorMixtures
 from meshwright.solvers.operators import OperatorProblem
-from meshwright.solvers.pins import parse_pins
+from meshwright.space.pins import parse_pins
 from tests.solvers.operator_problems import context_of, with_tp
 
 GPT = "tiny-gpt?num_layers=2&hidden=256&num_heads=4&vocab_size=512&seq_len=128"

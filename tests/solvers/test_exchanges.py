@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from meshwright.solvers.decision import Decision, Strategy
-from meshwright.solvers.evaluate import candidate_of_decision
-from meshwright.solvers.skeletons import shardings_for, skeletons
+from meshwright.space.decision import Decision, Strategy
+from meshwright.space.evaluate import candidate_of_decision
+from meshwright.space.skeletons import shardings_for, skeletons
 from tests.solvers.operator_problems import context_of
 
 LONG_GPT = "tiny-gpt?num_layers=1&hidden=64&num_heads=4&vocab_size=64&seq_len=4096"

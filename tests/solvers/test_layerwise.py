@@ -12,18 +12,18 @@ import pytest
 from meshwright.cluster import parse_cluster
 from meshwright.graph.opgraph import OpGraph
 from meshwright.plans.plan import JobSpec, Recompute
-from meshwright.solvers.base import SearchContext, SolveStatus
-from meshwright.solvers.decision import Skeleton
-from meshwright.solvers.evaluate import Evaluated, PlanSpace
 from meshwright.solvers.exhaustive import Exhaustive
 from meshwright.solvers.frontier import Frontier
 from meshwright.solvers.layerwise import LayerwiseDP, LayerwiseILP
-from meshwright.solvers.linear import linear_costs
 from meshwright.solvers.mixture import best_mixture, polished
 from meshwright.solvers.mixture_ilp import integer_mixture
 from meshwright.solvers.planner import make_context, plan_graph
-from meshwright.solvers.skeletons import strategies_for
 from meshwright.solvers.stage_cut import StageTimes, best_cuts
+from meshwright.space.decision import Skeleton
+from meshwright.space.evaluate import Evaluated, PlanSpace
+from meshwright.space.linear import linear_costs
+from meshwright.space.search import SearchContext, SolveStatus
+from meshwright.space.skeletons import strategies_for
 from tests.cost.graphs import tiny_gpt, zoo
 from tests.solvers.test_planner import small_memory
 

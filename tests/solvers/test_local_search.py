@@ -10,11 +10,11 @@ import pytest
 from meshwright.errors import PlanRefused
 from meshwright.solvers.annealing import anneal
 from meshwright.solvers.beam import build
-from meshwright.solvers.decision import Skeleton, Strategy
 from meshwright.solvers.genetic import breed
 from meshwright.solvers.landscape import Draft, Landscape, Place, scaled_starts
 from meshwright.solvers.neighborhood import Neighborhood
 from meshwright.solvers.walk import Search, WalkSettings
+from meshwright.space.decision import Skeleton, Strategy
 from tests.solvers.synthetic import (
     CLASSES,
     SKELETONS,

@@ -17,9 +17,9 @@ from meshwright.errors import NoFeasiblePlan
 from meshwright.graph.opgraph import OpGraph
 from meshwright.plans import plan_text
 from meshwright.plans.plan import JobSpec, ParallelPlan
-from meshwright.solvers.base import Proposer
 from meshwright.solvers.local_search import LOCAL_SEARCHES, LocalSearch
 from meshwright.solvers.planner import PlanningResult, make_context, plan_graph
+from meshwright.space.search import Proposer
 from tests.capture.small_models import RenamedGPT, TinyGPT, tokens
 from tests.cost.graphs import tiny_gpt, zoo
 from tests.solvers.variants import with_faster_links, with_memory

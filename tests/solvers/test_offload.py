@@ -8,12 +8,12 @@ import pytest
 from meshwright.cluster import parse_cluster
 from meshwright.errors import NoFeasiblePlan
 from meshwright.plans.plan import JobSpec, ParallelPlan
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decision import Skeleton
 from meshwright.solvers.exhaustive import Exhaustive
 from meshwright.solvers.frontier import Frontier
 from meshwright.solvers.planner import PlanningResult, make_context, plan_graph
-from meshwright.solvers.skeletons import shardings_for, strategies_for
+from meshwright.space.decision import Skeleton
+from meshwright.space.search import SearchContext
+from meshwright.space.skeletons import shardings_for, strategies_for
 from tests.cost.graphs import tiny_gpt
 from tests.solvers.test_planner import small_memory
 

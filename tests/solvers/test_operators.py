@@ -10,12 +10,12 @@ import pytest
 from meshwright.cluster import parse_cluster
 from meshwright.cost.pricing import ANALYTIC, Pricing
 from meshwright.plans.plan import JobSpec
-from meshwright.solvers.base import SearchContext
 from meshwright.solvers.choices import ChoiceGraph
-from meshwright.solvers.decision import Decision, Strategy
-from meshwright.solvers.evaluate import candidate_of_decision
 from meshwright.solvers.operators import OperatorProblem, operator_shardings
 from meshwright.solvers.planner import make_context
+from meshwright.space.decision import Decision, Strategy
+from meshwright.space.evaluate import candidate_of_decision
+from meshwright.space.search import SearchContext
 from tests.cost.graphs import two_linear
 from tests.cost.learned import PeakOperators
 from tests.solvers.operator_problems import context_of, with_tp

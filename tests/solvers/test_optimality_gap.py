@@ -10,13 +10,13 @@ import pytest
 from benchmarks.optimality_gap import gaps_of, instances, row_of
 from meshwright.cluster import parse_cluster
 from meshwright.plans.plan import JobSpec
-from meshwright.solvers.base import SearchContext, SolveStatus
-from meshwright.solvers.decision import Decision
 from meshwright.solvers.enumeration import Enumeration, num_plans
-from meshwright.solvers.evaluate import price_decision
-from meshwright.solvers.pins import parse_pins
 from meshwright.solvers.planner import make_context
-from meshwright.solvers.skeletons import skeletons, strategies_for
+from meshwright.space.decision import Decision
+from meshwright.space.evaluate import price_decision
+from meshwright.space.pins import parse_pins
+from meshwright.space.search import SearchContext, SolveStatus
+from meshwright.space.skeletons import skeletons, strategies_for
 from tests.cost.graphs import zoo
 
 

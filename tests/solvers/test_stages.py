@@ -12,12 +12,12 @@ from meshwright.cluster.model import Cluster
 from meshwright.graph.opgraph import OpGraph
 from meshwright.plans.checks import check_structure
 from meshwright.plans.plan import JobSpec
-from meshwright.solvers.base import SearchContext, fitting
 from meshwright.solvers.batch_shares import whole_shares
 from meshwright.solvers.exhaustive import Exhaustive
 from meshwright.solvers.planner import make_context
 from meshwright.solvers.stage_branches import branch_candidates, chain_plan, graph_units, shapes
 from meshwright.solvers.stages import Stages, units_of
+from meshwright.space.search import SearchContext, fitting
 from tests.cost.graphs import tiny_gpt
 from tests.cost.towers import towers
 

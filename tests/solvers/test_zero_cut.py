@@ -13,12 +13,12 @@ from meshwright.cluster import parse_cluster
 from meshwright.errors import PlanRefused
 from meshwright.graph.opgraph import OpGraph
 from meshwright.plans.plan import JobSpec
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decided import decided_plan
-from meshwright.solvers.decision import Decision, Skeleton, Strategy
-from meshwright.solvers.evaluate import price_decision
 from meshwright.solvers.planner import make_context, plan_graph
-from meshwright.solvers.skeletons import shardings_for, strategies_for
+from meshwright.space.decided import decided_plan
+from meshwright.space.decision import Decision, Skeleton, Strategy
+from meshwright.space.evaluate import price_decision
+from meshwright.space.search import SearchContext
+from meshwright.space.skeletons import shardings_for, strategies_for
 from meshwright.spmd.prepared import lower_plan, prepare
 from tests.cost.graphs import tiny_gpt
 from tests.solvers.test_planner import small_memory

@@ -9,11 +9,11 @@ from meshwright.cost.model import choice_of, tokens_per_sample
 from meshwright.graph.attention import is_sliceable
 from meshwright.plans.plan import ScheduleName
 from meshwright.plans.runnable import RUNNABLE_SCHEDULES
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decided import decided_plan
-from meshwright.solvers.decision import Decision
-from meshwright.solvers.partition import least_bottleneck
-from meshwright.solvers.token_slices import sliced_choice
+from meshwright.space.decided import decided_plan
+from meshwright.space.decision import Decision
+from meshwright.space.partition import least_bottleneck
+from meshwright.space.search import SearchContext
+from meshwright.space.token_slices import sliced_choice
 
 __all__ = ["with_schedules"]
 

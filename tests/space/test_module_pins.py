@@ -10,15 +10,15 @@ import pytest
 from meshwright.cluster import parse_cluster
 from meshwright.errors import BadRequest, NoFeasiblePlan
 from meshwright.plans.plan import JobSpec, Recompute
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decision import Skeleton, Strategy
-from meshwright.solvers.evaluate import PlanSpace, price_decision
-from meshwright.solvers.linear import linear_costs
-from meshwright.solvers.module_pins import readable_names
-from meshwright.solvers.pinned import check_pins
-from meshwright.solvers.pins import parse_pins
 from meshwright.solvers.planner import make_context
-from meshwright.solvers.skeletons import strategies_for
+from meshwright.space.decision import Skeleton, Strategy
+from meshwright.space.evaluate import PlanSpace, price_decision
+from meshwright.space.linear import linear_costs
+from meshwright.space.module_pins import readable_names
+from meshwright.space.pinned import check_pins
+from meshwright.space.pins import parse_pins
+from meshwright.space.search import SearchContext
+from meshwright.space.skeletons import strategies_for
 from tests.cost.graphs import tiny_gpt
 
 TP2 = Skeleton.of({"dp_shard": 2, "tp": 2}, num_microbatches=2)

@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 from meshwright.cost.model import StepCostModel
 from meshwright.graph.dimensions import BATCH, RING, SEQUENCE, SPATIAL
 from meshwright.plans.plan import Recompute
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decision import Labels, Sharding, Skeleton, Strategy
-from meshwright.solvers.space import (
+from meshwright.space.decision import Labels, Sharding, Skeleton, Strategy
+from meshwright.space.search import SearchContext
+from meshwright.space.uniform import (
     divisors,
     largest_divisor,
     tensor_labels,

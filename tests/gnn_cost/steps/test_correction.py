@@ -9,8 +9,8 @@ import pytest
 
 from meshwright.errors import BadRequest
 from meshwright.gnn_cost.forward import MAX_FACTOR
-from meshwright.gnn_cost.step_correction import STEP_FEATURES, StepCorrection
-from meshwright.gnn_cost.step_fit import fit_step_correction, half_width_scale
+from meshwright.gnn_cost.steps.correction import STEP_FEATURES, StepCorrection
+from meshwright.gnn_cost.steps.fit import fit_step_correction, half_width_scale
 
 NUM_FEATURES = len(STEP_FEATURES)
 UNITS = np.array(list(STEP_FEATURES.values()))

@@ -11,9 +11,9 @@ from meshwright.cluster.model import Cluster
 from meshwright.cost.model import StepCostModel
 from meshwright.cost.step import StepCost
 from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan
-from meshwright.solvers.decision import Skeleton, Strategy
-from meshwright.solvers.module_pins import ModulePins, module_pins
-from meshwright.solvers.pins import NO_PINS, Pins
+from meshwright.space.decision import Skeleton, Strategy
+from meshwright.space.module_pins import ModulePins, module_pins
+from meshwright.space.pins import NO_PINS, Pins
 
 __all__ = ["Candidate", "Progress", "Proposer", "SearchContext", "SolveResult", "SolveStatus"]
 

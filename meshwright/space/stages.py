@@ -11,9 +11,9 @@ import numpy as np
 
 from meshwright.cost.columns import FloatArray, IntArray
 from meshwright.cost.step import StepPricer
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decision import Skeleton
-from meshwright.solvers.segment_costs import TIMES, SegmentCosts, stage_rooflines
+from meshwright.space.decision import Skeleton
+from meshwright.space.search import SearchContext
+from meshwright.space.segment_costs import TIMES, SegmentCosts, stage_rooflines
 from meshwright.spmd.schedule import chain, num_in_flight, peaks_in_flight
 
 __all__ = ["SpaceStages"]

@@ -22,8 +22,8 @@ from meshwright.errors import BadRequest, NoFeasiblePlan
 from meshwright.graph.dimensions import RING
 from meshwright.graph.homes import SegmentHome, segment_homes
 from meshwright.plans.plan import AXIS_NAMES, ParallelPlan, SegmentPlan
-from meshwright.solvers.decision import Labels, Sharding, Strategy, runs_of
-from meshwright.solvers.pins import ModulePin, Pins
+from meshwright.space.decision import Labels, Sharding, Strategy, runs_of
+from meshwright.space.pins import ModulePin, Pins
 
 __all__ = ["ModulePins", "module_pins", "readable_names"]
 

@@ -11,10 +11,10 @@ import pytest
 from meshwright.cost.calibration import DEFAULTS, Origin
 from meshwright.cost.pricing import Pricing
 from meshwright.plans.plan import Precision, Recompute, ScheduleName
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decision import Skeleton
-from meshwright.solvers.evaluate import PlanSpace, candidate_of_decision, price_decision
-from meshwright.solvers.skeletons import skeletons, strategies_for
+from meshwright.space.decision import Skeleton
+from meshwright.space.evaluate import PlanSpace, candidate_of_decision, price_decision
+from meshwright.space.search import SearchContext
+from meshwright.space.skeletons import skeletons, strategies_for
 from tests.cost.graphs import tiny_gpt, zoo
 from tests.cost.learned import FixedCollectives, PeakOperators
 from tests.cost.plans import context_of

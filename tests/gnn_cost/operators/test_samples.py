@@ -14,7 +14,7 @@ import pytest
 
 from meshwright.cost.work import DTYPES, EdgeKind, Family
 from meshwright.errors import BadRequest
-from meshwright.gnn_cost.operator_samples import (
+from meshwright.gnn_cost.operators.samples import (
     measured_operators,
     operators_of_records,
     read_operator_table,

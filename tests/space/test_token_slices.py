@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from meshwright.cost.model import choice_of
 from meshwright.errors import BadRequest
 from meshwright.plans.plan import ScheduleName
-from meshwright.solvers.token_slices import SliceTime, best_slicing, sliced_choice
+from meshwright.space.token_slices import SliceTime, best_slicing, sliced_choice
 from tests.cost.graphs import zoo
 from tests.cost.plans import context_of, uniform_plan
 

@@ -10,7 +10,7 @@ from meshwright.cost.work import DTYPES, EdgeKind, Family, OperatorWork
 from meshwright.gnn_cost.forward import KIND_NAMES, NUM_SIZES
 from meshwright.gnn_cost.network import GraphNetwork
 from meshwright.gnn_cost.samples import MeasuredGraphs
-from meshwright.gnn_cost.step_network import StepNetwork, StepRows, network_of
+from meshwright.gnn_cost.steps.network import StepNetwork, StepRows, network_of
 
 PRICED_S = 1e-3
 LAUNCH_S = 2e-3

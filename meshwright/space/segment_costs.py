@@ -21,10 +21,10 @@ from meshwright.cost.reduction import traffic_times_s
 from meshwright.cost.roofline import Roofline
 from meshwright.cost.table import CostTable, Split
 from meshwright.plans.plan import ScheduleName
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decision import Sharding, Skeleton, Strategy
-from meshwright.solvers.parameter_costs import PayloadKey, gathers, parameter_costs
-from meshwright.solvers.resharding import resharding_s, table_of_shardings
+from meshwright.space.decision import Sharding, Skeleton, Strategy
+from meshwright.space.parameter_costs import PayloadKey, gathers, parameter_costs
+from meshwright.space.resharding import resharding_s, table_of_shardings
+from meshwright.space.search import SearchContext
 
 __all__ = [
     "COLUMNS",

@@ -7,7 +7,7 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshwright.solvers.partition import StageBytes, least_bottleneck
+from meshwright.space.partition import StageBytes, least_bottleneck
 
 
 def bottleneck(times_s: list[float], starts: tuple[int, ...]) -> float:

@@ -39,7 +39,7 @@ from meshwright.plans.plan import (
     Recompute,
     ScheduleName,
 )
-from meshwright.solvers.decision import Skeleton, Strategy
+from meshwright.space.decision import Skeleton, Strategy
 
 __all__ = ["NO_PINS", "ModulePin", "Pins", "parse_pins"]
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from meshwright.plans.checks import check_structure
 from meshwright.plans.plan import ScheduleName
-from meshwright.solvers.base import Candidate, SearchContext
-from meshwright.solvers.decision import Decision, Sharding, Skeleton, Strategy
-from meshwright.solvers.evaluate import candidate_of_decision
-from meshwright.solvers.pins import Pins
-from meshwright.solvers.schedules import with_schedules
+from meshwright.space.decision import Decision, Sharding, Skeleton, Strategy
+from meshwright.space.evaluate import candidate_of_decision
+from meshwright.space.pins import Pins
+from meshwright.space.schedules import with_schedules
+from meshwright.space.search import Candidate, SearchContext
 from tests.cost.graphs import zoo
 from tests.cost.plans import context_of
 

@@ -9,8 +9,8 @@ import pytest
 from meshwright.cluster import parse_cluster
 from meshwright.errors import BadRequest, NoFeasiblePlan
 from meshwright.plans.plan import JobSpec, ParallelPlan, Recompute, ScheduleName, SegmentPlan
-from meshwright.solvers.pins import parse_pins
 from meshwright.solvers.planner import PlanningResult, plan_graph
+from meshwright.space.pins import parse_pins
 from tests.cost.graphs import tiny_gpt
 
 

@@ -10,8 +10,8 @@ import msgspec
 from meshwright.errors import NoFeasiblePlan, PlanRefused
 from meshwright.plans.plan import AXIS_NAMES, ParallelPlan, Stage
 from meshwright.plans.runnable import unrunnable_reasons
-from meshwright.solvers.base import Candidate, SearchContext
-from meshwright.solvers.pins import NO_PINS, Pins, parse_pins
+from meshwright.space.pins import NO_PINS, Pins, parse_pins
+from meshwright.space.search import Candidate, SearchContext
 
 __all__ = ["check_pins", "guilty_pin", "respecting"]
 

@@ -26,7 +26,7 @@ from meshwright.plans.plan import (
     Stage,
 )
 from meshwright.plans.runnable import unrunnable_reasons
-from meshwright.solvers.base import Candidate, SearchContext
+from meshwright.space.search import Candidate, SearchContext
 from meshwright.spmd.layout import MICRO
 
 __all__ = [

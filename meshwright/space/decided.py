@@ -14,9 +14,9 @@ from meshwright.plans.plan import (
     SegmentPlan,
     Stage,
 )
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decision import Decision, Strategy, runs_of
-from meshwright.solvers.space import torch_version
+from meshwright.space.decision import Decision, Strategy, runs_of
+from meshwright.space.search import SearchContext
+from meshwright.space.uniform import torch_version
 
 __all__ = ["decided_plan"]
 

@@ -24,10 +24,10 @@ from meshwright.cluster.model import Device
 from meshwright.cost.work import DTYPES, OperatorWork
 from meshwright.errors import BadClusterFile, BadRequest
 from meshwright.gnn_cost.features import ELEMENT_BYTES, MATRIX_FAMILIES
-from meshwright.gnn_cost.operator_overheads import graph_ideal_time_s
-from meshwright.gnn_cost.operator_rows import Rows, Sizes, needed_columns, rows_of
+from meshwright.gnn_cost.operators.overheads import graph_ideal_time_s
+from meshwright.gnn_cost.operators.rows import Rows, Sizes, needed_columns, rows_of
+from meshwright.gnn_cost.operators.splits import take
 from meshwright.gnn_cost.samples import MeasuredGraphs
-from meshwright.gnn_cost.splits import take
 from meshwright.records import Record
 
 __all__ = [

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from meshwright.gnn_cost.operator_overheads import host_overhead_s
-from meshwright.gnn_cost.splits import (
+from meshwright.gnn_cost.operators.overheads import host_overhead_s
+from meshwright.gnn_cost.operators.splits import (
     are_siblings,
     held_out_shapes,
     largest_shapes,

@@ -9,8 +9,8 @@ from meshwright.cost.roofline import Roofline
 from meshwright.cost.table import Split
 from meshwright.cost.training_kernels import PLAIN
 from meshwright.plans.plan import AXIS_NAMES, Recompute
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.space import UniformChoice, price
+from meshwright.space.search import SearchContext
+from meshwright.space.uniform import UniformChoice, price
 
 __all__ = ["time_lower_bound_s"]
 

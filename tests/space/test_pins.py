@@ -9,10 +9,10 @@ import pytest
 from meshwright.cluster import parse_cluster
 from meshwright.errors import BadRequest
 from meshwright.plans.plan import Compression, Recompute, ScheduleName
-from meshwright.solvers.base import Candidate
-from meshwright.solvers.decision import Sharding, Skeleton, Strategy
 from meshwright.solvers.exhaustive import Exhaustive
-from meshwright.solvers.pins import ModulePin, parse_pins
+from meshwright.space.decision import Sharding, Skeleton, Strategy
+from meshwright.space.pins import ModulePin, parse_pins
+from meshwright.space.search import Candidate
 from tests.solvers.operator_problems import context_of
 
 GPT = "tiny-gpt?num_layers=2&hidden=256&num_heads=4&vocab_size=512&seq_len=128"

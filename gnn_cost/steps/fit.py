@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from meshwright.errors import BadRequest
-from meshwright.gnn_cost.step_correction import STEP_FEATURES, StepCorrection, scaled
+from meshwright.gnn_cost.steps.correction import STEP_FEATURES, StepCorrection, scaled
 
 __all__ = ["fit_step_correction", "half_width_scale"]
 

@@ -24,8 +24,8 @@ from meshwright.cost.model import StepCostModel
 from meshwright.cost.roofline import Roofline
 from meshwright.cost.table import CostTable, SegmentTimes, Split
 from meshwright.plans.plan import Recompute
-from meshwright.solvers.base import SearchContext
-from meshwright.solvers.decision import Sharding, Skeleton
+from meshwright.space.decision import Sharding, Skeleton
+from meshwright.space.search import SearchContext
 from meshwright.spmd.layout import MICRO
 
 __all__ = ["resharding_s", "table_of_shardings"]

@@ -14,8 +14,8 @@ import numpy as np
 from meshwright.cost.columns import FloatArray, IntArray
 from meshwright.cost.offload import offload_time_s
 from meshwright.cost.stage_work import exposed_s
-from meshwright.solvers.evaluate import PlanSpace
-from meshwright.solvers.segment_costs import TIMES
+from meshwright.space.evaluate import PlanSpace
+from meshwright.space.segment_costs import TIMES
 
 __all__ = ["LinearCosts", "bucket_seconds", "linear_costs", "step_seconds"]
 

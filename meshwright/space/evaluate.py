@@ -25,16 +25,16 @@ from meshwright.cost.pipeline import simulate_many
 from meshwright.cost.stage_work import exposed_s
 from meshwright.cost.step import StepCost
 from meshwright.plans.runnable import unrunnable_reasons
-from meshwright.solvers.base import Candidate, SearchContext
-from meshwright.solvers.decided import decided_plan
-from meshwright.solvers.decision import Decision, Skeleton, Strategy
-from meshwright.solvers.segment_costs import (
+from meshwright.space.decided import decided_plan
+from meshwright.space.decision import Decision, Skeleton, Strategy
+from meshwright.space.search import Candidate, SearchContext
+from meshwright.space.segment_costs import (
     TIMES,
     SegmentCosts,
     price_segments,
     split_of_skeleton,
 )
-from meshwright.solvers.space_stages import SpaceStages
+from meshwright.space.stages import SpaceStages
 from meshwright.spmd.parameters import STEP_BYTES
 
 __all__ = ["Evaluated", "PlanSpace", "candidate_of_decision", "price_decision"]

@@ -1,0 +1,1 @@
+"""Measured steps: what they say beyond the prices of their parts."""
