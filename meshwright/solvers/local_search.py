@@ -21,7 +21,16 @@ from meshwright.space.schedules import with_schedules
 from meshwright.space.search import Candidate, Proposer, SearchContext, SolveResult, SolveStatus
 from meshwright.space.skeletons import skeletons, strategies_for
 
-__all__ = ["LOCAL_SEARCHES", "LocalSearch", "Rooms", "local_searches", "opener"]
+__all__ = [
+    "LOCAL_SEARCHES",
+    "LocalSearch",
+    "Rooms",
+    "candidates_of",
+    "decision_of",
+    "judged_landscape",
+    "local_searches",
+    "opener",
+]
 
 _MAX_EVALUATIONS = 3000
 _MAX_JUDGED = 200
@@ -80,7 +89,7 @@ class LocalSearch:
         """The best plans found, exactly priced; the one nearest to fitting where none fits."""
         start_s = time.monotonic()
         rooms = self._rooms or Rooms(context)
-        landscape = _landscape(context, rooms, self._max_evaluations, deadline_s)
+        landscape = judged_landscape(context, rooms, self._max_evaluations, deadline_s)
         rng = np.random.default_rng(context.seed)
         settings = WalkSettings(
             max_evaluations=self._max_evaluations, num_walkers=self._num_walkers, rng=rng
@@ -88,8 +97,8 @@ class LocalSearch:
         moves = Neighborhood(landscape, context.model.segment_classes, rng)
         self._search(landscape, moves, settings)
         places = landscape.best or tuple(p for p in (landscape.leanest,) if p is not None)
-        decisions = [_decision(landscape, place.draft) for place in places]
-        candidates = _candidates(context, decisions, solver=self._name)
+        decisions = [decision_of(landscape, place.draft) for place in places]
+        candidates = candidates_of(context, decisions, solver=self._name)
         status = SolveStatus.STOPPED if landscape.is_late else SolveStatus.SAMPLED
         if landscape.is_known:
             status = SolveStatus.DONE
@@ -112,14 +121,22 @@ class Rooms:
     every strategy of a skeleton takes longer than a search on it.
     """
 
-    def __init__(self, context: SearchContext, frontier: Frontier | None = None) -> None:
-        """Nothing is worked out yet."""
-        self._context, self._frontier = context, frontier
+    def __init__(
+        self,
+        context: SearchContext,
+        frontier: Frontier | None = None,
+        *,
+        only: Sequence[Skeleton] | None = None,
+    ) -> None:
+        """Nothing is worked out yet; ``only``: no others than these."""
+        self._context, self._frontier, self._only = context, frontier, only
         self._open = opener(context)
         self._known: dict[Skeleton, Opened | PlanRefused] = {}
 
     def skeletons(self, deadline_s: float | None) -> tuple[Skeleton, ...]:
         """What the searches may use."""
+        if self._only is not None:
+            return tuple(self._only)
         if self._frontier is None:
             return tuple(skeletons(self._context))
         count = len(self._context.model.segment_classes)
@@ -143,14 +160,14 @@ class Rooms:
         return found
 
 
-def _landscape(
+def judged_landscape(
     context: SearchContext, rooms: Rooms, max_evaluations: int, deadline_s: float | None
 ) -> Landscape:
     """What the rooms allow; what seems best is priced exactly."""
 
     def judge(draft: Draft) -> Place | None:
         try:
-            cost = price_decision(context, _decision(landscape, draft))
+            cost = price_decision(context, decision_of(landscape, draft))
         except PlanRefused:
             return None
         return Place(
@@ -172,7 +189,8 @@ def _landscape(
     return landscape
 
 
-def _decision(landscape: Landscape, draft: Draft) -> Decision:
+def decision_of(landscape: Landscape, draft: Draft) -> Decision:
+    """A draft as a decision."""
     room = landscape.room(draft.skeleton)
     assert room is not None, "drafts are made in rooms that have plans"
     return Decision(
@@ -182,7 +200,7 @@ def _decision(landscape: Landscape, draft: Draft) -> Decision:
     )
 
 
-def _candidates(
+def candidates_of(
     context: SearchContext, decisions: Sequence[Decision], *, solver: str
 ) -> tuple[Candidate, ...]:
     """Exactly priced under each schedule, best first; without those the graph refuses."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshwright.solvers.landscape import Landscape, Place
+from meshwright.solvers.landscape import Draft, Landscape, Place
 from meshwright.solvers.neighborhood import Neighborhood
 
 __all__ = ["Search", "WalkSettings", "starting_places", "uniform_places"]
@@ -25,6 +25,8 @@ class WalkSettings:
     num_walkers: int
     """Places kept at a time: walkers, a population, the width of a beam."""
     rng: np.random.Generator
+    drafts: tuple[Draft, ...] = ()
+    """Where to start; from uniform plans where there are none."""
 
 
 Search = Callable[[Landscape, Neighborhood, WalkSettings], None]
@@ -47,7 +49,9 @@ def uniform_places(landscape: Landscape, settings: WalkSettings) -> dict[int, li
 
 
 def starting_places(landscape: Landscape, settings: WalkSettings) -> list[Place]:
-    """Uniform plans: half of them the best of different skeletons, half the best of all."""
+    """The drafts given, or uniform plans: half the best of different skeletons, half of all."""
+    if settings.drafts:
+        return [place for place in landscape.priced(list(settings.drafts)) if place is not None]
     found = uniform_places(landscape, settings)
     firsts = sorted((places[0] for places in found.values()), key=_height)
     chosen = firsts[: max(settings.num_walkers // 2, 1)]

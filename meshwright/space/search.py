@@ -11,11 +11,19 @@ from meshwright.cluster.model import Cluster
 from meshwright.cost.model import StepCostModel
 from meshwright.cost.step import StepCost
 from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan
-from meshwright.space.decision import Skeleton, Strategy
+from meshwright.space.decision import Decision, Skeleton, Strategy
 from meshwright.space.module_pins import ModulePins, module_pins
 from meshwright.space.pins import NO_PINS, Pins
 
-__all__ = ["Candidate", "Progress", "Proposer", "SearchContext", "SolveResult", "SolveStatus"]
+__all__ = [
+    "Candidate",
+    "Decider",
+    "Progress",
+    "Proposer",
+    "SearchContext",
+    "SolveResult",
+    "SolveStatus",
+]
 
 Progress = Callable[[str], None]
 """Told in one line what the search is doing."""
@@ -143,6 +151,26 @@ class Proposer(Protocol):
 
         Args:
             context: what to plan.
+            deadline_s: ``time.monotonic()`` after which to return what there is.
+        """
+        ...
+
+
+class Decider(Protocol):
+    """Decides without judging: an agent, whose decisions a search starts from."""
+
+    @property
+    def name(self) -> str:
+        """For provenance and reports."""
+        ...
+
+    def decide(
+        self, context: SearchContext, deadline_s: float | None = None
+    ) -> tuple[Decision, ...]:
+        """Decisions worth pricing, the most promising first; none where it has nothing to say.
+
+        Args:
+            context: what to plan; the same decisions for the same ``context.seed``.
             deadline_s: ``time.monotonic()`` after which to return what there is.
         """
         ...
