@@ -1,1 +1,1 @@
-"""The learned planner; this version holds no code yet: plans come from meshwright.solvers."""
+"""The learned planner: a policy over ``meshwright.env``, and how it is trained."""

@@ -5,9 +5,10 @@ trainer, its checkpoint. Details follow "The 37 implementation details of PPO" (
 orthogonal initialization is the policy's own business; Adam's epsilon is 1e-5; advantages are
 normalized over each minibatch; the learning rate falls linearly; gradients are clipped by norm.
 
-Two baselines. ``value``: generalized advantages (arXiv 1506.02438), bootstrapped at truncation with
-the value of the last observation. ``group``: environments in blocks of ``group_size`` play the same
-instance, and an episode's advantage is its return less the mean of its group's.
+Three baselines. ``value``: generalized advantages (arXiv 1506.02438), bootstrapped at truncation
+with the value of the last observation. ``group``: environments in blocks of ``group_size`` play the
+same instance, and an episode's advantage is its return less the mean of its group's. ``best``: what
+counts is the best return of the group (MEX), and an episode's advantage is what it adds to that.
 
 Under torchrun every rank collects and learns; gradients are averaged.
 
@@ -16,18 +17,19 @@ T = steps of a rollout, B = environments, N = T * B samples, M = samples of a mi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from meshwright.agents.checkpoint import load_training, save_training
+from meshwright.agents.ranks import average_gradients, mean_over_ranks, rank_and_size
+from meshwright.env.batched import Transition
 from meshwright.errors import BadRequest
 
 __all__ = [
@@ -37,9 +39,12 @@ __all__ = [
     "MaskedCategorical",
     "PPOConfig",
     "Policy",
+    "Samples",
     "Transition",
+    "best_advantages",
     "generalized_advantages",
     "group_advantages",
+    "tensors",
 ]
 
 Observation = Mapping[str, Tensor]
@@ -67,16 +72,16 @@ class PPOConfig:
     target_kl: float | None = None
     """Stop the epochs of an update when the policy has moved this far."""
     normalize_advantages: bool = True
-    baseline: Literal["value", "group"] = "value"
+    baseline: Literal["value", "group", "best"] = "value"
     group_size: int = 1
-    """K: environments in a row that play the same instance; a group baseline needs 2 or more."""
+    """K: environments in a row that play the same instance; baselines of groups need 2 or more."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.baseline == "group" and self.group_size < 2:
+        if self.baseline != "value" and self.group_size < 2:
             raise BadRequest(
-                f"group_size is {self.group_size}; a group baseline needs 2 or more rollouts "
-                f"of an instance, or use baseline='value'"
+                f"group_size is {self.group_size}; a {self.baseline} baseline needs 2 or more "
+                f"rollouts of an instance, or use baseline='value'"
             )
 
 
@@ -120,21 +125,6 @@ class Policy(Protocol):
     def __call__(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Logits (B, A) and values (B,)."""
         ...
-
-
-class Transition(NamedTuple):
-    """What a step of every environment gives."""
-
-    observation: Mapping[str, NDArray[Any]]
-    """Of the next step; of a new episode where one has ended."""
-    reward_B: NDArray[np.float64]
-    terminated_B: NDArray[np.bool_]
-    truncated_B: NDArray[np.bool_]
-    final_observation: Mapping[str, NDArray[Any]] | None = None
-    """(B, ...) last observation of episodes that were truncated, other rows unused; ``None`` where
-    no episode is ever truncated."""
-    is_valid_B: NDArray[np.bool_] | None = None
-    """False where the episode had ended before: the environment waits for the others."""
 
 
 class BatchedEnvironment(Protocol):
@@ -195,8 +185,20 @@ def group_advantages(return_B: Tensor, group_size: int) -> Tensor:
     return (grouped - grouped.mean(dim=1, keepdim=True)).reshape(-1)
 
 
+def best_advantages(return_B: Tensor, group_size: int) -> Tensor:
+    """(B,) by how much the best return of the group would fall without this one.
+
+    The best of the others does not depend on an episode, so this is an unbiased estimate for the
+    expectation of the best of K (Walder and Karkhanis 2025, arXiv 2505.15201).
+    """
+    grouped = return_B.reshape(-1, group_size)
+    top = grouped.topk(2, dim=1)
+    advantage = torch.zeros_like(grouped)
+    return advantage.scatter(1, top.indices[:, :1], top.values[:, :1] - top.values[:, 1:]).flatten()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Samples:
+class Samples:
     """N samples of a rollout."""
 
     observation: dict[str, Tensor]
@@ -206,14 +208,16 @@ class _Samples:
     return_N: Tensor
     value_N: Tensor
 
-    def rows(self, index_M: Tensor) -> _Samples:
-        return _Samples(
+    def rows(self, index_M: Tensor) -> Samples:
+        """Those samples alone."""
+        return Samples(
             observation={name: item[index_M] for name, item in self.observation.items()},
-            **{
-                name: getattr(self, name)[index_M]
-                for name in ("action_N", "log_probability_N", "advantage_N", "return_N", "value_N")
-            },
+            **{name: getattr(self, name)[index_M] for name in _SAMPLE_COLUMNS},
         )
+
+
+Collect = Callable[[], tuple[Samples, list[float]]]
+"""Gives a rollout, and the returns of the episodes that ended in it."""
 
 
 class Loss(NamedTuple):
@@ -229,7 +233,7 @@ class Loss(NamedTuple):
     ratio_M: Tensor
 
 
-def ppo_loss(policy: Policy, samples: _Samples, config: PPOConfig) -> Loss:
+def ppo_loss(policy: Policy, samples: Samples, config: PPOConfig) -> Loss:
     """The clipped surrogate, value and entropy losses over the samples of a minibatch."""
     logits_MA, value_M = policy(samples.observation)
     distribution = MaskedCategorical(logits_MA, samples.observation.get("action_mask"))
@@ -277,7 +281,7 @@ class Iteration(NamedTuple):
 class PPO:
     """Collects rollouts with a policy and improves it.
 
-    With ``baseline="group"`` every rollout begins with new episodes; otherwise they go on.
+    With baselines of groups every rollout begins with new episodes; otherwise they go on.
     """
 
     def __init__(
@@ -309,27 +313,24 @@ class PPO:
         self.iteration = 0
         self.num_env_steps = 0
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=1e-5)
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        self.generator = torch.Generator().manual_seed(config.seed * 1_000_003 + rank)
+        self.generator = torch.Generator().manual_seed(config.seed * 1_000_003 + rank_and_size()[0])
         self._observation: Observation | None = None
         self._return_B = torch.zeros(environment.num_envs)
 
     def run(self, on_iteration: Callable[[Iteration], None] | None = None) -> None:
         """Train to the end, telling ``on_iteration`` of each iteration."""
+        tell = on_iteration or (lambda found: None)
         while self.iteration < self.num_iterations:
-            found = self.train_iteration()
-            if on_iteration is not None:
-                on_iteration(found)
+            tell(self.train_iteration())
 
-    def train_iteration(self) -> Iteration:
-        """One rollout and its update."""
-        config = self.config
-        if config.anneal:
+    def train_iteration(self, collect: Collect | None = None) -> Iteration:
+        """One rollout, by ``collect`` where others play, and its update."""
+        if self.config.anneal:
             share = 1.0 - self.iteration / self.num_iterations
             for group in self.optimizer.param_groups:
-                group["lr"] = share * config.learning_rate
-        samples, finished = self._collect()
-        metrics = self._update(samples)
+                group["lr"] = share * self.config.learning_rate
+        samples, finished = (collect or self.collect)()
+        metrics = self.update(samples)
         self.iteration += 1
         return Iteration(
             number=self.iteration,
@@ -341,11 +342,12 @@ class PPO:
     # Rollout ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _collect(self) -> tuple[_Samples, list[float]]:
+    def collect(self) -> tuple[Samples, list[float]]:
+        """See ``Collect``."""
         config, num_envs = self.config, self.environment.num_envs
-        if self._observation is None or config.baseline == "group":
+        if self._observation is None or config.baseline != "value":
             seed = int(torch.randint(2**31, (1,), generator=self.generator))
-            self._observation = _tensors(self.environment.reset(seed=seed))
+            self._observation = tensors(self.environment.reset(seed=seed))
             self._return_B = torch.zeros(num_envs)
         observations: list[Observation] = []
         columns: dict[str, list[Tensor]] = {name: [] for name in _COLUMNS}
@@ -361,11 +363,11 @@ class PPO:
             reward_B = torch.from_numpy(found.reward_B).float()
             valid = found.is_valid_B
             valid_B = torch.ones_like(terminated_B) if valid is None else torch.from_numpy(valid)
-            self._observation = _tensors(found.observation)
+            self._observation = tensors(found.observation)
             final_value_B = torch.zeros(num_envs)
             if found.final_observation is not None and truncated_B.any():
                 rows = truncated_B.nonzero().squeeze(-1)
-                last = {k: v[rows] for k, v in _tensors(found.final_observation).items()}
+                last = {k: v[rows] for k, v in tensors(found.final_observation).items()}
                 final_value_B[rows] = self.policy(last)[1]
             ended_B = terminated_B | truncated_B
             observations.append(observation)
@@ -380,14 +382,15 @@ class PPO:
         self.num_env_steps += int(stacked["valid"].sum())
         return self._samples(observations, stacked), finished
 
-    def _samples(self, observations: list[Observation], of: dict[str, Tensor]) -> _Samples:
+    def _samples(self, observations: list[Observation], of: dict[str, Tensor]) -> Samples:
         """The rollout's samples, advantages worked out, waiting environments left out."""
         config = self.config
         assert self._observation is not None, "a rollout has been collected"
         value_TB = of["value"]
-        if config.baseline == "group":
+        if config.baseline != "value":
+            advantages = group_advantages if config.baseline == "group" else best_advantages
             return_B = (of["reward"] * of["valid"]).sum(dim=0)
-            advantage_TB = group_advantages(return_B, config.group_size).expand_as(value_TB)
+            advantage_TB = advantages(return_B, config.group_size).expand_as(value_TB)
             return_TB = return_B.expand_as(value_TB)
         else:
             last_B = self.policy(self._observation)[1]
@@ -404,7 +407,7 @@ class PPO:
             )
             return_TB = advantage_TB + value_TB
         rows = of["valid"].flatten().nonzero().squeeze(-1)
-        return _Samples(
+        return Samples(
             observation={
                 name: torch.stack([item[name] for item in observations]).flatten(0, 1)[rows]
                 for name in observations[0]
@@ -418,13 +421,15 @@ class PPO:
 
     # Update -----------------------------------------------------------------------------------
 
-    def _update(self, samples: _Samples) -> dict[str, float]:
+    def update(self, samples: Samples) -> dict[str, float]:
+        """Improve the policy by a rollout, and say how it went."""
         config = self.config
         sums: dict[str, float] = {}
-        count = 0
+        count, size, first_error = 0, len(samples.action_N), 0.0
         for epoch in range(config.num_epochs):
             kl = 0.0
-            for rows_M in self._minibatches(len(samples.action_N)):
+            order_N = torch.randperm(size, generator=self.generator)
+            for rows_M in order_N.tensor_split(min(config.num_minibatches, size)):
                 loss = ppo_loss(self.policy, samples.rows(rows_M), config)
                 self.optimizer.zero_grad()
                 loss.total.backward()
@@ -432,28 +437,19 @@ class PPO:
                 norm = nn.utils.clip_grad_norm_(self.policy.parameters(), config.max_gradient_norm)
                 self.optimizer.step()
                 if epoch == 0 and count == 0:
-                    sums["first_ratio_error"] = float((loss.ratio_M - 1).abs().max())
+                    first_error = float((loss.ratio_M - 1).abs().max())
                 kl = float(loss.approximate_kl)
                 for name in ("policy", "value", "entropy", "approximate_kl", "clipped_fraction"):
                     sums[name] = sums.get(name, 0.0) + float(getattr(loss, name))
                 sums["gradient_norm"] = sums.get("gradient_norm", 0.0) + float(norm)
                 count += 1
-            if config.target_kl is not None and kl > config.target_kl:
+            if config.target_kl is not None and mean_over_ranks(kl) > config.target_kl:
                 break
-        first = sums.pop("first_ratio_error", 0.0)
-        metrics = {name: amount / max(count, 1) for name, amount in sums.items()}
-        metrics["first_ratio_error"] = first
         variance = float(samples.return_N.var()) if len(samples.return_N) > 1 else 0.0
         residual = samples.return_N - samples.value_N
-        metrics["explained_variance"] = (
-            1 - float(residual.var()) / variance if variance > 0 else float("nan")
-        )
-        return metrics
-
-    def _minibatches(self, count: int) -> Iterator[Tensor]:
-        order_N = torch.randperm(count, generator=self.generator)
-        size = -(-count // self.config.num_minibatches)
-        return iter(order_N.split(size))
+        explained = 1 - float(residual.var()) / variance if variance > 0 else float("nan")
+        metrics = {name: amount / max(count, 1) for name, amount in sums.items()}
+        return metrics | {"first_ratio_error": first_error, "explained_variance": explained}
 
     # Checkpoint -------------------------------------------------------------------------------
 
@@ -479,21 +475,11 @@ class PPO:
         self._observation = None
 
 
+_SAMPLE_COLUMNS = ("action_N", "log_probability_N", "advantage_N", "return_N", "value_N")
 _COLUMNS = ("action", "log_probability", "value", "reward", "terminated", "ended", "final_value",
             "valid")  # fmt: skip
 
 
-def average_gradients(module: nn.Module) -> None:
-    """Mean of the gradients over all ranks, where there are several."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
-def _tensors(observation: Mapping[str, NDArray[Any]]) -> Observation:
+def tensors(observation: Mapping[str, NDArray[Any]]) -> Observation:
+    """The same arrays as tensors."""
     return {name: torch.from_numpy(np.asarray(item)) for name, item in observation.items()}

@@ -1,6 +1,6 @@
 """Claim: peak memory is predicted within 5 % (median), and what is said to fit fits.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.memory_prediction TABLE [-o FILE]
+    OMP_NUM_THREADS=1 python -m benchmarks.memory_prediction TABLE [-o FILE] [--write FOLDER]
 
 ``TABLE`` holds measured runs (docs/bench.md). Every run is priced with its own plan on data sheets
 alone; memory needs no learned prices. Errors are of runs whose peak was measured, per source, and
@@ -10,7 +10,9 @@ The margin is what a peak may exceed its prediction by once in a hundred times
 (``bench.memory_margin``), learned from runs whose attention is told. ``left_out`` learns it from
 the other sources, and from the other configurations of all sources, and says how many of those
 left out stay within it. The confusion matrix counts runs by predicted and measured, without the
-margin, with the one of all sources, and with each source's own where it has one.
+margin, with the one of all sources, with each source's own where it has one, and with the one of
+all sources over the whole memory, in place of what is reserved. ``--write`` leaves the margin as
+the ``memory.json`` of a folder of learned prices.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.heading import heading
-from meshwright.bench.memory_margin import MeasuredPeak, margins_of
+from meshwright.bench.memory_margin import MeasuredPeak, figures_of, margins_of
 from meshwright.bench.predict import Predictor, RunPrediction
 from meshwright.bench.run_table import read_runs
 from meshwright.bench.runs import MeasuredRun, Skipped
+from meshwright.cost.calibration import DEFAULTS
+from meshwright.tracking import DataSource
 
 UNTOLD = ("flash attention not told: yes", "instead of interleaved", "seq_len not told")
 """What a row leaves open that decides its memory."""
@@ -169,6 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", type=Path)
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     document = heading(
         "peak memory within 5 % (median); fits that does not, at most 0.5 %",
@@ -192,11 +197,25 @@ def main() -> None:
         "confusion": {
             "reserved_alone": confusion(rows, lambda _: 0.0),
             "with_the_margin": confusion(rows, lambda _: margins.general),
+            "with_the_margin_for_the_reserve": confusion(
+                rows,
+                lambda _: max((1 + margins.general) * (1 - DEFAULTS.reserved_fraction) - 1, 0.0),
+            ),
             "with_own_margins": confusion(
                 rows, lambda source: margins.by_source.get(source, margins.general)
             ),
         },
     }
+    if options.write is not None:
+        within = document["left_out"]["configurations"]["within"]
+        source = DataSource(
+            name=options.table.name,
+            kind="runs",
+            num_bytes=options.table.stat().st_size,
+            sha256=document["table_sha256"],
+            num_rows=len(read_runs(options.table).runs),
+        )
+        figures_of(told, within_left_out=within, data=source).write(options.write)
     text = json.dumps(document, indent=1)
     if options.output is None:
         print(text)

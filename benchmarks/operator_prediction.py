@@ -89,7 +89,7 @@ MODELS: dict[str, Callable[[int], OperatorModel]] = {
     "relative_mlp": lambda seed: FamilyMlp(seed=seed, without=DEVICE_FEATURES),
     "network": lambda seed: GraphEnsemble(
         EnsembleSettings(
-            num_members=2, training=TrainingSettings(seed=seed, max_epochs=25, batch_graphs=256)
+            num_members=2, training=TrainingSettings(seed=seed, max_epochs=15, batch_graphs=256)
         )
     ),
 }

@@ -6,17 +6,21 @@
 that extrapolate: learned on 2 and 4 GPUs and judged on 8; without depth 24; without 4 stages;
 without each hidden size. In the same run, beside each other:
 
-- ``parts``: prices of operators and collectives; ``calibration``: with figures of the framework;
+- ``roofline``: operators at their data sheet's best, all else as ``parts``, and
+  ``roofline_process``; ``parts``: prices of operators and collectives; ``calibration``: with
+  figures of the framework;
 - ``gnn``: the graph network tuned on steps, mean of members, and ``gnn_ensemble``;
 - on ``parts``: boosted trees, an MLP, its ensemble, and the Gaussian process of
-  ``gnn_cost.step_correction`` (``process``);
+  ``gnn_cost.steps.correction`` (``process``);
 - ``calibration_process`` and ``gnn_process``: the process on top of those.
 
 ``_unshrunk`` does not go back to 1 out of distribution; the process' distance decides for all.
 Regret is within jobs. Intervals are of 90 %: of residuals of training, or the process' spread times
 a quantile found by leaving out levels within training. Last, each source's error by figures fitted
-on all other sources, runs of trust A alone; ``--package`` writes those that help, and the
-interval of sources left out, beside the package's weights.
+on all other sources, runs of trust A alone, and what the correction does to sources and jobs left
+out (``bench.step_teaching``); ``--package`` writes both, with the interval of sources left out,
+as ``steps.json`` beside the package's weights; ``--only-package`` does nothing else, in minutes.
+A ``--cache`` is of one state of the code: give a new folder after changes of prices.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +44,6 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.heading import heading
 from meshwright.bench.metrics import spearman
 from meshwright.bench.predict import Predictor
-from meshwright.bench.pricings import pricing_of
 from meshwright.bench.regret import regret
 from meshwright.bench.run_graph_file import read_run_graphs, write_run_graphs
 from meshwright.bench.run_graphs import RunGraphs, run_graphs
@@ -49,18 +52,23 @@ from meshwright.bench.runs import MeasuredRun
 from meshwright.bench.step_figures import (
     FIGURES,
     FigureChoice,
+    TimedRuns,
     chosen_figures,
     fit_figures,
     joined,
     timed_runs,
 )
+from meshwright.bench.step_teaching import Taught, teach
 from meshwright.cost.calibration import DEFAULTS, Origin
+from meshwright.cost.pricing import Pricing
+from meshwright.gnn_cost.baselines.roofline import PlainRoofline
 from meshwright.gnn_cost.forward import MAX_FACTOR
 from meshwright.gnn_cost.predictor import LearnedOperators
-from meshwright.gnn_cost.pretrained_pricing import StepFigures, pretrained_folder
+from meshwright.gnn_cost.pretrained_pricing import StepFigures, load_pricing, pretrained_folder
 from meshwright.gnn_cost.steps.correction import StepCorrection
 from meshwright.gnn_cost.steps.fit import fit_step_correction, half_width_scale
 from meshwright.gnn_cost.steps.network import StepNetwork, StepRows
+from meshwright.tracking import DataSource, source_of
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -95,6 +103,7 @@ class Steps:
         self.measured_s = found.graphs.time_s
         self.parts_s = found.predicted_s
         self.job = np.array([run.job_key for run in found.runs])
+        self.roofline_s = PlainRoofline().predict(found.graphs)
         self.levels = [found.graphs.labels[name] for name in ("gpus", "layers", "pp")]
         self.rows = StepRows.of(found.graphs, row_s=found.row_s, launch_s=found.launch_s)
         self._tuned: dict[tuple[bytes, int], FloatArray] = {}
@@ -202,6 +211,8 @@ def methods() -> dict[str, Callable[[Steps, BoolArray, int], Predicted]]:
 
     return {
         "parts": lambda s, t, _: s.residual_s(s.parts_s, t, flat, flat),
+        "roofline": lambda s, t, _: s.residual_s(s.roofline_s, t, flat, flat),
+        "roofline_process": lambda s, t, n: by_process(s, s.roofline_s, t, n, True),
         "calibration": lambda s, t, _: s.residual_s(calibrated(s, t), t, flat, flat),
         "gnn": lambda s, t, n: s.residual_s(gnn(s, t, (n,)), t, flat, flat),
         "gnn_ensemble": lambda s, t, _: s.residual_s(gnn(s, t, SEEDS), t, flat, flat),
@@ -269,13 +280,13 @@ def judged_split(steps: Steps, name: str) -> dict[str, Any]:
     return {"n": int(test.sum()), "jobs": num_jobs, "bar_mape": BARS[name], "methods": rows}
 
 
-def priced(options: argparse.Namespace, label: str) -> dict[str, RunGraphs]:
+def priced(options: argparse.Namespace, pricing: Pricing, label: str) -> dict[str, RunGraphs]:
     """Runs with a time by source, from the cache where it holds them."""
     runs: dict[str, list[MeasuredRun]] = {}
     for run in read_runs(options.table).runs:
         if run.measured_s and run.source in (options.source or [run.source]):
             runs.setdefault(run.source, []).append(run)
-    predictor = Predictor(pricing_of(options.cost_model))
+    predictor = Predictor(pricing)
     known = {}
     for source, its in runs.items():
         path = None if options.cache is None else options.cache / f"{source}.npz"
@@ -283,6 +294,7 @@ def priced(options: argparse.Namespace, label: str) -> dict[str, RunGraphs]:
         if found is None:
             found = run_graphs(sorted(its, key=lambda run: run.job_key), predictor)
             if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write_run_graphs(path, found, priced_by=label)
         known[source] = found
     return known
@@ -293,12 +305,29 @@ def trusted(found: RunGraphs) -> RunGraphs:
     return found.where(np.array([run.trust in ("A", None) for run in found.runs], np.bool_))
 
 
-def package(chosen: FigureChoice) -> None:
-    """Write the figures and the interval that come with the package."""
+def package(
+    chosen: FigureChoice, taught: Taught, source: DataSource, *, made_with: Pricing
+) -> None:
+    """Write what comes with the package: figures, interval, correction, hash of the table."""
     values = {name: chosen.fit.values[name] for name in chosen.names}
-    calibration = DEFAULTS.with_figures(Origin.LEARNED, **values)
-    StepFigures(calibration=calibration.to_json(), interval=chosen.interval).write(
-        pretrained_folder()
+    StepFigures(
+        calibration=DEFAULTS.with_figures(Origin.LEARNED, **values).to_json(),
+        interval=chosen.interval,
+        correction=taught.document,
+        made_with=made_with.sha256,
+        data=[source],
+    ).write(pretrained_folder())
+
+
+def taught_by(every: Sequence[RunGraphs], runs: TimedRuns, chosen: FigureChoice) -> Taught:
+    """What all sources teach on top of the figures."""
+    names = ("gpus", "layers", "pp")
+    values = [chosen.fit.values[name] for name in FIGURES]
+    return teach(
+        runs,
+        np.concatenate([one.features for one in every]),
+        runs.predicted_s(np.array(values)),
+        [np.concatenate([one.graphs.labels[name] for one in every]) for name in names],
     )
 
 
@@ -306,21 +335,33 @@ def main() -> None:
     """Judge on every split; write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", type=Path)
-    parser.add_argument("--cost-model", default="learned")
+    parser.add_argument("--cost-model", type=Path, help="folder of a fit; the package's")
     parser.add_argument("--cache", type=Path, help="folder for priced runs")
     parser.add_argument("--source", action="append", help="only this one; may be repeated")
     parser.add_argument("--package", action="store_true", help="write steps.json")
+    parser.add_argument("--only-package", action="store_true", help="and judge no splits")
     parser.add_argument("-o", "--output", default="benchmarks/results/step_prediction.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.monotonic()
     sha256 = hashlib.sha256(options.table.read_bytes()).hexdigest()
-    pricing = pricing_of(options.cost_model)
-    found = priced(options, f"{pricing.label} {sha256[:12]}")
+    # Without what steps taught before, or that would be learned on top of itself.
+    pricing = load_pricing(options.cost_model, with_steps=False)
+    found = priced(options, pricing, f"{pricing.label} {sha256[:12]}")
+    every = [trusted(one) for one in found.values()]
+    runs = joined(timed_runs(one) for one in every)
+    chosen = chosen_figures(runs)
+    taught = taught_by(every, runs, chosen)
+    if options.package or options.only_package:
+        rows = sum(one.graphs.count for one in found.values())
+        source = source_of(options.table, kind="runs", num_rows=rows)
+        package(chosen, taught, source, made_with=pricing)
+    if options.only_package:
+        print(json.dumps({"figures": chosen.to_json(), "correction": taught.to_json()}, indent=1))
+        return
     operators = pricing.operators
     assert isinstance(operators, LearnedOperators), "the graph network is what is tuned"
     steps = Steps(found[SOURCE], operators.tensors)
-    chosen = chosen_figures(joined(timed_runs(trusted(one)) for one in found.values()))
     document = {
         **heading(
             "steps: measured steps correct predicted ones where they reach, and nowhere else",
@@ -333,6 +374,7 @@ def main() -> None:
         "splits": {},
         "figures_without_source": chosen.to_json() if len(found) > 1 else None,
         "figures_that_can_be_fitted": list(FIGURES),
+        "correction": taught.to_json(),
     }
     words = (str(options.table), options.table.name), (str(options.cache), "cache")
     for path, name in words:
@@ -341,9 +383,8 @@ def main() -> None:
         document["splits"][name] = judged_split(steps, name)
         document["seconds"] = time.monotonic() - start
         Path(options.output).write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(document["figures_without_source"], indent=1))
-    if options.package:
-        package(chosen)
+    for name in ("figures_without_source", "correction"):
+        print(json.dumps(document[name], indent=1))
 
 
 if __name__ == "__main__":

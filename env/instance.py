@@ -82,9 +82,9 @@ ROW_FEATURES = (
     "log_tokens",
     "log_idle",
 )
-"""What a glance at a row tells without pricing a plan (``env.estimates``): seconds over those of the
-instance's fastest row by the same glance; bytes over a device's memory; the bubble and idle devices
-as log(1 + share); tokens of a micro-batch on one rank."""
+"""What a glance at a row tells without pricing a plan (``env.estimates``): seconds over those of
+the instance's fastest row by the same glance; bytes over a device's memory; the bubble and idle
+devices as log(1 + share); tokens of a micro-batch on one rank."""
 
 
 class NodeType(IntEnum):
@@ -176,7 +176,7 @@ class Instance:
 
     @property
     def num_groups(self) -> int:
-        """G"""
+        """G."""
         return len(self.group_classes)
 
     @property

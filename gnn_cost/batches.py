@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from meshwright.cost.work import Family
+from meshwright.cost.work import Family, components
 from meshwright.gnn_cost.features import ideal_time_s, operator_features
-from meshwright.gnn_cost.forward import components, kind_columns, size_columns
+from meshwright.gnn_cost.forward import kind_columns, size_columns
 from meshwright.gnn_cost.network import GraphInputs, directed
 from meshwright.gnn_cost.samples import MeasuredGraphs
 

@@ -23,7 +23,7 @@ from meshwright.gnn_cost.operators.typical import fit_typical
 from meshwright.gnn_cost.predictor import MODEL_VERSION, LearnedOperators
 from meshwright.gnn_cost.samples import MeasuredGraphs
 from meshwright.gnn_cost.training import EpochMetrics, Trained, TrainingSettings, held_out, train
-from meshwright.gnn_cost.trust import fit_trust
+from meshwright.gnn_cost.trust import edges_seen, fit_trust
 
 __all__ = ["EnsembleSettings", "FittedEnsemble", "GraphEnsemble", "fit_ensemble"]
 
@@ -45,8 +45,8 @@ class FittedEnsemble:
 
     tensors: dict[str, NDArray[Any]]
     """For ``LearnedOperators``."""
-    makers: frozenset[str]
-    """Of the devices that were learned from."""
+    device_names: frozenset[str]
+    """Of what was learned from."""
     histories: tuple[tuple[EpochMetrics, ...], ...]
     """Of each member."""
     is_held_out: BoolArray
@@ -57,7 +57,8 @@ class FittedEnsemble:
     @property
     def model(self) -> LearnedOperators:
         """Ready to predict."""
-        return LearnedOperators(tensors=self.tensors, makers=self.makers)
+        makers = makers_of(self.device_names)
+        return LearnedOperators(tensors=self.tensors, makers=makers, device_names=self.device_names)
 
     @property
     def card(self) -> dict[str, int]:
@@ -133,7 +134,7 @@ def fit_ensemble(
     tensors |= _intervals(tensors, graphs, is_held)
     return FittedEnsemble(
         tensors=tensors,
-        makers=makers_of(graphs.devices[place].name for place in np.unique(graphs.device)),
+        device_names=frozenset(graphs.devices[at].name for at in np.unique(graphs.device)),
         histories=tuple(one.history for one in members),
         is_held_out=is_held,
         is_cut=len(members) < settings.num_members or members[-1].is_cut,
@@ -154,12 +155,8 @@ def _surroundings(
             rows.features[of_row], graphs.work.family[of_row], rng=np.random.default_rng(seed)
         )
     )
-    first = rows.row_start[:-1][trained]
-    is_alone = is_single[trained]
-    first = first[is_alone]
-    device_s = (graphs.time_s - graphs.rest_s)[trained][is_alone] / graphs.weight[first]
-    ideal_s = rows.ideal_s[first].astype(np.float64)
-    return tensors | fit_typical(ideal_s, device_s, graphs.work.family[first])
+    kept = take(graphs, trained)
+    return tensors | edges_seen(kept.work) | fit_typical(kept)
 
 
 def _intervals(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from meshwright.cost.work import EdgeKind
+from meshwright.cost.work import EdgeKind, components
 from meshwright.gnn_cost.features import FEATURE_NAMES, MAX_FLOOR_S
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "NUM_DIRECTED_KINDS",
     "NUM_SIZES",
     "TIME_UNIT_LOG_S",
-    "components",
     "kind_columns",
     "log_times",
     "size_columns",
@@ -139,22 +138,6 @@ def log_times(
     weight_MN = np.exp(log_time_MN) * is_pooled_N * 1e6
     factor_MN = _log_factors(tensors, one_MNH, weight_MN, components(edges_2E, num_rows))
     return log_time_MN + np.where(has_edge_N, factor_MN, 0.0)
-
-
-def components(edges_2E: IntArray, num_rows: int) -> IntArray:
-    """(N,) number of the connected graph each row belongs to, ascending by first row."""
-    root_N = np.arange(num_rows)
-    if edges_2E.shape[1]:
-        first_E, second_E = edges_2E
-        while True:
-            least_E = np.minimum(root_N[first_E], root_N[second_E])
-            before_N = root_N.copy()
-            np.minimum.at(root_N, root_N[first_E], least_E)
-            np.minimum.at(root_N, root_N[second_E], least_E)
-            root_N = root_N[root_N]
-            if np.array_equal(before_N, root_N):
-                break
-    return np.unique(root_N, return_inverse=True)[1].astype(np.int64)
 
 
 def _distinct(kind_NK: Array32) -> tuple[Array32, IntArray]:

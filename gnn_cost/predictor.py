@@ -40,7 +40,13 @@ from meshwright.gnn_cost.forward import (
 from meshwright.gnn_cost.intervals import half_widths, scales
 from meshwright.gnn_cost.operators.typical import typical_times_s
 from meshwright.gnn_cost.samples import MeasuredGraphs
-from meshwright.gnn_cost.trust import device_trust, trust_of
+from meshwright.gnn_cost.trust import (
+    device_distance,
+    device_trust,
+    is_measured,
+    is_seen,
+    trust_of,
+)
 from meshwright.gnn_cost.weights import load_weights
 
 __all__ = [
@@ -78,6 +84,8 @@ class _Prediction:
     """Standard deviation of the members' log times."""
     trust: FloatArray
     """By sizes and device."""
+    is_measured: NDArray[np.bool_]
+    """Its device was, with its family and width of elements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +99,9 @@ class LearnedOperators:
     """Of ``gnn_cost.ensemble``."""
     makers: frozenset[str] = frozenset()
     """Of the devices it was fitted on; empty where that is not known, and then of all."""
+    device_names: frozenset[str] = frozenset()
+    """Of the devices it was fitted on; empty where that is not known, and then those whose data
+    sheets are equal."""
     uses_ensemble: bool = True
     """Else the first member speaks alone."""
     uses_trust: bool = True
@@ -107,7 +118,7 @@ class LearnedOperators:
     def intervals(self, work: OperatorWork, device: Device) -> tuple[FloatArray, FloatArray]:
         """Bounds between which 90 % of measurements are expected; (N,) each, seconds."""
         prediction = self._predict(work, (device,), np.zeros(work.count, np.int64))
-        scale = scales(prediction.spread, prediction.trust)
+        scale = scales(prediction.spread, prediction.trust, prediction.is_measured)
         width = half_widths(self.tensors, scale, work.family)
         time_s = np.exp(prediction.log_time)
         return time_s * np.exp(-width), time_s * np.exp(width)
@@ -124,7 +135,7 @@ class LearnedOperators:
         device_rows = graphs.device[graphs.graph]
         prediction = self._predict(graphs.work, graphs.devices, device_rows)
         time_s = graphs.weight * np.exp(prediction.log_time)
-        scale = scales(prediction.spread, prediction.trust)
+        scale = scales(prediction.spread, prediction.trust, prediction.is_measured)
         total_s = np.bincount(graphs.graph, time_s, graphs.count)
         mean = np.bincount(graphs.graph, time_s * scale, graphs.count) / total_s
         order = np.lexsort((time_s, graphs.graph))
@@ -136,7 +147,10 @@ class LearnedOperators:
     ) -> _Prediction:
         features = operator_features(work, devices, device_rows)
         ideal_s = ideal_time_s(work, devices, device_rows)
-        edges, edge_kind = (work.edges, work.edge_kind) if self.uses_messages else _NO_EDGES
+        edges, edge_kind = _NO_EDGES
+        if self.uses_messages and "edges_seen" in self.tensors:
+            known = is_seen(self.tensors["edges_seen"], work)
+            edges, edge_kind = work.edges[:, known], work.edge_kind[known]
         log_time_MN = log_times(
             self.tensors,
             features,
@@ -147,12 +161,12 @@ class LearnedOperators:
         )
         log_time = log_time_MN.mean(axis=0) if self.uses_ensemble else log_time_MN[0]
         trust = shrink = np.ones(work.count)
+        apart = device_distance(self.tensors, features, work.family)
         if self.uses_trust:
             is_other = np.array([self._is_other_maker(device) for device in devices], np.bool_)
-            shrink = device_trust(
-                self.tensors, features, work.family, is_other_maker_N=is_other[device_rows]
-            )
+            shrink = device_trust(apart, is_other_maker_N=is_other[device_rows])
             trust = np.minimum(trust_of(self.tensors, features, work.family), shrink)
+        is_known = np.array([self._is_known(device) for device in devices], np.bool_)
         typical_s = typical_times_s(self.tensors, ideal_s, work.family)
         most_s = LARGEST_OVER_TYPICAL * typical_s + math.exp(LOG_MAX_START_S)
         log_time = np.minimum(log_time, np.log(most_s))
@@ -161,7 +175,11 @@ class LearnedOperators:
             log_time=np.maximum(log_time, np.log(ideal_s)),
             spread=log_time_MN.std(axis=0),
             trust=trust,
+            is_measured=is_known[device_rows] & is_measured(apart),
         )
+
+    def _is_known(self, device: Device) -> bool:
+        return not self.device_names or device.name in self.device_names
 
     def _is_other_maker(self, device: Device) -> bool:
         return bool(self.makers) and not makers_of([device.name]) <= self.makers
@@ -177,14 +195,18 @@ def load_operators(path: Path) -> LearnedOperators:
     tensors, card = load_weights(path, kind=WEIGHTS_KIND, versions=versions)
     _require_shapes(tensors, path)
     figures = card.get("figures")
-    makers = makers_fitted(figures if isinstance(figures, dict) else {})
-    return LearnedOperators(tensors=tensors, makers=makers)
+    names = _devices_fitted(figures if isinstance(figures, dict) else {})
+    return LearnedOperators(tensors=tensors, makers=makers_of(names), device_names=names)
 
 
 def makers_fitted(figures: Mapping[str, object]) -> frozenset[str]:
     """Who makes the devices of a fit, by its card's figures; empty where they do not tell."""
+    return makers_of(_devices_fitted(figures))
+
+
+def _devices_fitted(figures: Mapping[str, object]) -> frozenset[str]:
     names = figures.get("devices")
-    return makers_of(map(str, names)) if isinstance(names, list) else frozenset()
+    return frozenset(map(str, names)) if isinstance(names, list) else frozenset()
 
 
 @cache
@@ -234,6 +256,7 @@ def _require_shapes(tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
             rounds = tensors["message_weight"].shape[1]
             directed = (members, rounds, NUM_DIRECTED_KINDS, hidden, hidden)
             expected["message_weight"] = directed
+            expected["edges_seen"] = (len(tensors["edges_seen"]), 3)
         positive = ("one_weight", "two_weight", "out_weight", "skip_weight", "typical_slowdown")
         if any((tensors[name] < 0).any() for name in positive):
             raise BadRequest(f"{path}: weights of sizes are negative; fit the weights again")

@@ -4,7 +4,9 @@
 
     operators.safetensors, .json   prices of operators          (``predictor.py``)
     collectives.json               prices of collectives        (``collectives.py``)
-    steps.json                     how they join into a step, and the interval of step times
+    steps.json                     how they join into a step, the interval of step times, and
+                                   what measured steps say of others (``steps/``)
+    memory.json                    what measured peaks exceed predicted ones by (``memory.py``)
     card.json                      what all of it was learned from
     calibrations/DEVICE.json       corrections of single devices (``calibrations.py``)
 
@@ -23,11 +25,13 @@ import msgspec
 
 from meshwright.cluster.model import Cluster
 from meshwright.cost.calibration import DEFAULTS, Calibration
-from meshwright.cost.pricing import ANALYTIC, ANALYTIC_INTERVAL, Pricing
+from meshwright.cost.pricing import ANALYTIC, ANALYTIC_INTERVAL, Pricing, StepCorrector
 from meshwright.errors import BadRequest
 from meshwright.gnn_cost.calibrations import calibrated, load_calibrations
 from meshwright.gnn_cost.collectives import LearnedCollectives, load_collectives
+from meshwright.gnn_cost.memory import MEMORY_NAME, read_memory
 from meshwright.gnn_cost.predictor import load_operators
+from meshwright.gnn_cost.steps.document import LazySteps, StepsDocument
 from meshwright.strict_json import (
     FieldError,
     JsonValue,
@@ -37,6 +41,7 @@ from meshwright.strict_json import (
     read_source,
     write_text_atomically,
 )
+from meshwright.tracking import DataSource
 
 __all__ = [
     "STEPS_NAME",
@@ -46,6 +51,7 @@ __all__ = [
     "pretrained_folder",
     "read_step_figures",
     "usual_pricing",
+    "weights_sha256",
 ]
 
 STEPS_NAME = "steps.json"
@@ -63,6 +69,13 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Annotated[float, msgspec.Meta(gt=0, le=1)], Annotated[float, msgspec.Meta(ge=1)]
     ]
     """``Pricing.interval``."""
+    correction: StepsDocument | None = None
+    """What measured steps say of others like them."""
+    made_with: str = ""
+    """``Pricing.sha256`` of the prices it corrects (``with_steps=False``); to others it does not
+    apply. Empty: they stand beside it in the folder of one fit."""
+    data: list[DataSource] = []
+    """What all of it was learned from."""
 
     def __post_init__(self) -> None:
         if self.schema_version != _SCHEMA_VERSION:
@@ -76,8 +89,12 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         write_text_atomically(dump_json(self), folder / STEPS_NAME)
 
 
-def read_step_figures(path: Path) -> tuple[Calibration, tuple[float, float]]:
-    """The calibration and the interval in a ``steps.json``.
+def read_step_figures(
+    path: Path, *, parts_sha256: str = ""
+) -> tuple[Calibration, tuple[float, float], StepCorrector | None]:
+    """The calibration, the interval and the correction in a ``steps.json``.
+
+    A correction that was made with other prices than those of ``parts_sha256`` is left out.
 
     Raises:
         BadRequest: it cannot be read, or does not follow the form.
@@ -86,7 +103,9 @@ def read_step_figures(path: Path) -> tuple[Calibration, tuple[float, float]]:
     form = convert(
         load_json(data, error=BadRequest, name=name), StepFigures, error=BadRequest, name=name
     )
-    return Calibration.from_json(form.calibration, where=name), form.interval
+    is_made_for = not form.made_with or form.made_with == parts_sha256
+    steps = LazySteps(form.correction) if form.correction is not None and is_made_for else None
+    return Calibration.from_json(form.calibration, where=name), form.interval, steps
 
 
 def pretrained_folder() -> Path:
@@ -94,11 +113,14 @@ def pretrained_folder() -> Path:
     return Path(str(resources.files("meshwright.gnn_cost").joinpath("pretrained")))
 
 
-def load_pricing(folder: Path | None = None, *, with_calibrations: bool = True) -> Pricing:
+def load_pricing(
+    folder: Path | None = None, *, with_calibrations: bool = True, with_steps: bool = True
+) -> Pricing:
     """The pricing a folder holds; without one, the package's.
 
     A device calibration that was made with other weights is left out; ``with_calibrations=False``
-    leaves out all of them.
+    leaves out all of them. ``with_steps=False`` leaves out what measured steps taught, also from
+    the hash: what steps are fitted on top of.
 
     Raises:
         BadRequest: the folder holds no learned prices, or damaged ones.
@@ -106,23 +128,28 @@ def load_pricing(folder: Path | None = None, *, with_calibrations: bool = True) 
     where = pretrained_folder() if folder is None else folder
     paths = [where / name for name in (_OPERATORS, _COLLECTIVES, STEPS_NAME)]
     operators, collectives, steps = (path if path.is_file() else None for path in paths)
+    steps = steps if with_steps else None
     if operators is None and collectives is None and steps is None:
         if folder is None:
             return ANALYTIC
         raise BadRequest(
             f"{folder}: holds no learned cost model; give the folder of a `meshwright fit`"
         )
-    calibration, interval = DEFAULTS, ANALYTIC_INTERVAL
+    calibration, interval, corrector = DEFAULTS, ANALYTIC_INTERVAL, None
     if steps is not None:
-        calibration, interval = read_step_figures(steps)
+        calibration, interval, corrector = read_step_figures(
+            steps, parts_sha256=_sha256(where, with_steps=False)
+        )
     pricing = Pricing(
         name="learned" if folder is None else f"learned in {folder.name}",
-        sha256=_sha256(where),
+        sha256=_sha256(where, with_steps=with_steps),
         data_sha256=_data_hashes(where),
         operators=None if operators is None else load_operators(operators),
         collectives=(
             None if collectives is None else LearnedCollectives(load_collectives(collectives))
         ),
+        steps=corrector,
+        memory=read_memory(where / MEMORY_NAME) if (where / MEMORY_NAME).is_file() else None,
         calibration=calibration,
         interval=interval,
     )
@@ -167,7 +194,7 @@ def _is_cpu(cluster: Cluster) -> bool:
 def _data_hashes(folder: Path) -> frozenset[str]:
     """Of all files that the cards in a folder name as data."""
     found: set[str] = set()
-    for name in (_CARD, f"{Path(_OPERATORS).stem}.json", _COLLECTIVES):
+    for name in (_CARD, f"{Path(_OPERATORS).stem}.json", _COLLECTIVES, STEPS_NAME, MEMORY_NAME):
         if (folder / name).is_file():
             data, where = read_source(folder / name, error=BadRequest, what="model card")
             found |= _hashes(load_json(data, error=BadRequest, name=where), is_data=False)
@@ -185,10 +212,16 @@ def _hashes(raw: JsonValue, *, is_data: bool) -> set[str]:
     return set()
 
 
-def _sha256(folder: Path) -> str:
+def weights_sha256(folder: Path) -> str:
+    """``Pricing.sha256`` of what ``load_pricing`` finds in a folder without calibrations."""
+    return _sha256(folder, with_steps=True)
+
+
+def _sha256(folder: Path, *, with_steps: bool) -> str:
     """Of the model card; without one, of all that prices are made of."""
-    card = folder / _CARD
-    names = [_CARD] if card.is_file() else [_OPERATORS, _COLLECTIVES, STEPS_NAME]
+    names = [_OPERATORS, _COLLECTIVES]
+    if with_steps:
+        names = [_CARD] if (folder / _CARD).is_file() else [*names, STEPS_NAME]
     digest = hashlib.sha256()
     try:
         for name in names:

@@ -49,7 +49,7 @@ class TrainingSettings:
     max_epochs: int = 40
     patience: int = 12
     """Epochs without a better one before training ends."""
-    batch_graphs: int = 1024
+    batch_graphs: int = 512
     learning_rate: float = 5e-3
     """At its peak."""
     weight_decay: float = 1e-4

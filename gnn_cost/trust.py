@@ -24,9 +24,18 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from meshwright.cost.work import EdgeKind, Family, OperatorWork
 from meshwright.gnn_cost.features import FEATURE_NAMES
 
-__all__ = ["device_trust", "fit_trust", "trust_of"]
+__all__ = [
+    "device_distance",
+    "device_trust",
+    "edges_seen",
+    "fit_trust",
+    "is_measured",
+    "is_seen",
+    "trust_of",
+]
 
 Array32 = NDArray[np.float32]
 FloatArray = NDArray[np.float64]
@@ -58,6 +67,7 @@ _DEVICE_COLUMNS = np.array(
 _DEVICE_REACH = 0.5
 """Up to here a device is as good as measured: root of the sum of squares of logarithms, and of 2
 where the elements' widths differ."""
+_SAME_DEVICE = 1e-3
 _OTHER_MAKER = 4.0
 """How far a device is from those of another maker; leaves a trust below 0.05."""
 _COLUMNS = np.array([FEATURE_NAMES.index(name) for name in _COUNTED])
@@ -91,6 +101,22 @@ def fit_trust(
     }
 
 
+def edges_seen(work: OperatorWork) -> dict[str, IntArray]:
+    """What ``is_seen`` needs: the distinct (source family, target family, kind) of all edges."""
+    source, target = work.family[work.edges]
+    every = np.stack([source, target, work.edge_kind], axis=1).astype(np.int64)
+    return {"edges_seen": np.unique(every, axis=0)}
+
+
+def is_seen(edges_T3: IntArray, work: OperatorWork) -> BoolArray:
+    """(E,) whether an edge between such operators was fitted on; others carry no messages."""
+    base = max(len(Family), len(EdgeKind))
+    source, target = work.family[work.edges]
+    seen_T = (edges_T3[:, 0] * base + edges_T3[:, 1]) * base + edges_T3[:, 2]
+    found: BoolArray = np.isin((source * base + target) * base + work.edge_kind, seen_T)
+    return found
+
+
 def trust_of(
     tensors: Mapping[str, NDArray[np.float32]], features_NF: Array32, family_N: IntArray
 ) -> FloatArray:
@@ -111,22 +137,38 @@ def trust_of(
     return trust_N
 
 
-def device_trust(
-    tensors: Mapping[str, NDArray[np.float32]],
-    features_NF: Array32,
-    family_N: IntArray,
-    *,
-    is_other_maker_N: BoolArray,
-) -> FloatArray:
+def device_trust(apart_N: FloatArray, *, is_other_maker_N: BoolArray) -> FloatArray:
     """(N,) trust by family, device and dtype alone.
+
+    Args:
+        apart_N: of ``device_distance``.
+        is_other_maker_N: whether no device of its maker was measured.
+    """
+    other_N = np.where(is_other_maker_N, _OTHER_MAKER, 0.0)
+    beyond_N = np.maximum(np.hypot(apart_N, other_N) / _DEVICE_REACH - 1.0, 0.0) / _FADE
+    return np.asarray(1.0 / (1.0 + beyond_N**2))
+
+
+def is_measured(apart_N: FloatArray) -> BoolArray:
+    """(N,) whether a device of that data sheet was measured with that family and width.
+
+    Args:
+        apart_N: of ``device_distance``.
+    """
+    return np.asarray(apart_N < _SAME_DEVICE)
+
+
+def device_distance(
+    tensors: Mapping[str, NDArray[np.float32]], features_NF: Array32, family_N: IntArray
+) -> FloatArray:
+    """(N,) distance to the nearest device that was measured; infinite where none was.
 
     Args:
         tensors: of ``fit_trust``.
         features_NF: of operators on their devices.
         family_N: of operators.
-        is_other_maker_N: whether no device of its maker was measured.
     """
-    trust_N = np.zeros(len(features_NF))
+    apart_N = np.full(len(features_NF), np.inf)
     z_ND = features_NF[:, _DEVICE_COLUMNS]
     for family in np.unique(family_N):
         points = tensors["device_points"][tensors["device_family"] == family]
@@ -134,12 +176,9 @@ def device_trust(
             continue
         rows = np.flatnonzero(family_N == family)
         found, inverse = np.unique(z_ND[rows], axis=0, return_inverse=True)
-        squares = ((found[:, None] - points) ** 2).sum(axis=2).min(axis=1)[inverse.reshape(-1)]
-        other = is_other_maker_N[rows].astype(np.float32)
-        apart = np.sqrt(squares + _OTHER_MAKER**2 * other)
-        beyond = np.maximum(apart / _DEVICE_REACH - 1.0, 0.0) / _FADE
-        trust_N[rows] = 1.0 / (1.0 + beyond**2)
-    return trust_N
+        squares = ((found[:, None] - points) ** 2).sum(axis=2).min(axis=1)
+        apart_N[rows] = np.sqrt(squares)[inverse.reshape(-1)]
+    return apart_N
 
 
 def _device_points(features_NF: Array32, family_N: IntArray) -> dict[str, NDArray[np.float32]]:

@@ -58,7 +58,7 @@ def save_weights(
 
 
 def load_weights(
-    path: Path, *, kind: str, versions: Mapping[str, int]
+    path: Path, *, kind: str, versions: Mapping[str, int], command: str = "meshwright fit"
 ) -> tuple[Tensors, dict[str, JsonValue]]:
     """Tensors by name, and their card.
 
@@ -66,21 +66,22 @@ def load_weights(
         path: of the tensors; the card stands beside it.
         kind: what the weights must be for.
         versions: what the card must say, ``{"features_version": 1}``.
+        command: makes such weights; named in errors.
 
     Raises:
         BadRequest: a file is missing, damaged, or of another kind or version.
     """
     card_path = path.with_suffix(".json")
-    card = load_json(_read(card_path), error=BadRequest, name=str(card_path))
+    card = load_json(_read(card_path, command), error=BadRequest, name=str(card_path))
     if not isinstance(card, dict):
         raise BadRequest(f"{card_path}: no card of weights; fit them again")
     for key, expected in {"card_version": CARD_VERSION, "kind": kind, **versions}.items():
         if card.get(key) != expected:
             raise BadRequest(
                 f"{card_path}: {key} is {card.get(key)!r}, this version needs "
-                f"{expected!r}; fit the weights again with `meshwright fit`"
+                f"{expected!r}; fit the weights again with `{command}`"
             )
-    data = _read(path)
+    data = _read(path, command)
     if hashlib.sha256(data).hexdigest() != card.get("sha256"):
         raise BadRequest(f"{path}: is not the file its card describes; fetch or fit both again")
     try:
@@ -89,12 +90,12 @@ def load_weights(
         raise BadRequest(f"{path}: no safetensors file ({error}); fit the weights again") from error
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, command: str) -> bytes:
     try:
         if path.stat().st_size > MAX_WEIGHTS_BYTES:
             raise BadRequest(f"{path}: over {MAX_WEIGHTS_BYTES >> 20} MiB; these are no weights")
         return path.read_bytes()
     except OSError as error:
         raise BadRequest(
-            f"{path}: cannot be read ({error.strerror}); name weights that `meshwright fit` wrote"
+            f"{path}: cannot be read ({error.strerror}); name weights that `{command}` wrote"
         ) from error

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -25,19 +27,24 @@ from meshwright.capture import CapturedModel, capture
 from meshwright.capture.annotations import annotations_of, set_annotation
 from meshwright.capture.references import resolve_model
 from meshwright.cluster import Cluster, parse_cluster
+from meshwright.cost.precision import check_units
 from meshwright.cost.pricing import Pricing
 from meshwright.errors import BadModel, BadRequest
 from meshwright.gnn_cost.pretrained_pricing import usual_pricing
 from meshwright.graph.opgraph import InputRole
 from meshwright.plans import JobSpec, ParallelPlan
+from meshwright.plans.runnable import check_job_runnable
 from meshwright.runtime import RankSession, assemble_parameter, process_group, source_of
 from meshwright.runtime.job import TORCH_DTYPES
 from meshwright.runtime.mesh import layout_of
 from meshwright.runtime.state import assemble
+from meshwright.solvers.guided import Guided
 from meshwright.solvers.planner import PlanningResult, plan_graph
 from meshwright.space.pins import Pins, parse_pins
-from meshwright.space.search import Progress
+from meshwright.space.search import Progress, Proposer
 from meshwright.spmd.prepared import lower_plan, prepare
+from meshwright.strict_json import one_line
+from meshwright.tracking import file_sha256
 
 __all__ = ["ParallelModel", "Planned", "annotate", "parallelize", "plan", "plan_reference"]
 
@@ -94,8 +101,10 @@ def plan(
     job: JobSpec,
     level: str = "O1",
     fix: Sequence[str] = (),
+    allow_unrunnable: bool = False,
     rule: str | None = None,
     pricing: Pricing | None = None,
+    planner: str | None = None,
 ) -> ParallelPlan:
     """The fastest plan found for training ``model`` that fits ``cluster``.
 
@@ -108,10 +117,14 @@ def plan(
         level: ``"O1"`` answers quickly, ``"O2"`` searches more.
         fix: Decisions every plan must respect, such as ``"tp=8"`` or ``"layers.*:recompute=full"``;
             ``meshwright.space.pins`` lists them. What ``annotate`` said of modules comes first.
+        allow_unrunnable: A plan the runtime cannot carry yet may win.
         rule: Ask only this rule of thumb: ``"data-parallel"``, ``"zero3"``, ``"megatron"`` or
             ``"naive-layers"``.
         pricing: What plans are priced with. By default learned prices where there are accelerators,
             and data sheets on CPUs.
+        planner: Learned planner that is asked too: ``"none"``, ``"pretrained"`` (the package's), or
+            the folder of a ``meshwright train``. By default the package's at ``"O2"``, and none at
+            ``"O1"``, where it takes longer than it gains.
 
     Raises:
         CaptureFailed: the module's step is not one fixed graph.
@@ -128,8 +141,10 @@ def plan(
         job=job,
         level=level,
         pins=_pins(model, fix),
+        allow_unrunnable=allow_unrunnable,
         rule=rule,
         pricing=pricing,
+        planner=planner,
     )
     return result.plan
 
@@ -147,6 +162,7 @@ def plan_reference(
     seed: int = 0,
     rule: str | None = None,
     pricing: Pricing | None = None,
+    planner: str | None = None,
     progress: Progress | None = None,
 ) -> Planned:
     """Plan the model a reference names, without memory for any of its tensors.
@@ -163,6 +179,7 @@ def plan_reference(
         seed: Of searches that draw lots.
         rule: As ``plan``.
         pricing: As ``plan``.
+        planner: As ``plan``.
         progress: Told in one line what is being done.
 
     Raises:
@@ -172,6 +189,8 @@ def plan_reference(
     # Read first: a slip in it should not cost the time of a capture.
     where = parse_cluster(cluster) if isinstance(cluster, str) else cluster
     parse_pins(fix)
+    check_units(where, job.precision)
+    check_job_runnable(job, allow_unrunnable=allow_unrunnable)
     source = resolve_model(reference)
     dtype = TORCH_DTYPES[job.precision]
     if progress is not None:
@@ -194,6 +213,7 @@ def plan_reference(
         seed=seed,
         rule=rule,
         pricing=pricing,
+        planner=planner,
         progress=progress,
     )
     return Planned(result=result, captured=captured)
@@ -211,19 +231,49 @@ def _plan_captured(
     cluster: str | Cluster,
     job: JobSpec,
     pricing: Pricing | None,
+    planner: str | None,
     **options: Any,
 ) -> PlanningResult:
     if isinstance(cluster, str):
         options["cluster_name"] = cluster
         cluster = parse_cluster(cluster)
-    return plan_graph(
+    learned = None if options["rule"] else _learned_planner(planner, options["level"])
+    result = plan_graph(
         captured.graph,
         reference=reference,
         cluster=cluster,
         job=job,
         pricing=usual_pricing(cluster) if pricing is None else pricing,
+        proposers=() if learned is None else (learned[0],),
         **options,
     )
+    return result if learned is None else _made_with(result, learned[1])
+
+
+def _learned_planner(name: str | None, level: str) -> tuple[Proposer, str] | None:
+    """The planner ``plan(planner=name)`` means, and the hash of its weights."""
+    if name == "none" or (name is None and level == "O1"):
+        return None
+    from meshwright.agents.planner import PRETRAINED, PolicyDecider  # takes seconds
+
+    path = PRETRAINED if name in (None, "pretrained") else Path(str(name)) / PRETRAINED.name
+    if name is None and not path.exists():
+        return None
+    if name not in (None, "pretrained") and not path.parent.is_dir():
+        raise BadRequest(
+            f"--planner: {one_line(str(name))}: no folder; use none, pretrained or the folder of a "
+            "`meshwright train`"
+        )
+    return Guided(PolicyDecider.pretrained(path)), file_sha256(path)
+
+
+def _made_with(result: PlanningResult, planner_sha256: str) -> PlanningResult:
+    def marked(plan: ParallelPlan) -> ParallelPlan:
+        provenance = msgspec.structs.replace(plan.provenance, planner=planner_sha256[:12])
+        return msgspec.structs.replace(plan, provenance=provenance)
+
+    others = tuple(replace(one, plan=marked(one.plan)) for one in result.alternatives)
+    return replace(result, plan=marked(result.plan), alternatives=others)
 
 
 def _as_call(inputs: Inputs | Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:

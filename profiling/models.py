@@ -149,6 +149,8 @@ def _open(
 ) -> tuple[nn.Module, tuple[Any, ...], Mapping[str, Any], CapturedModel]:
     """The module on ``device``, one batch for it, and the graph of its step."""
     source = resolve_model(reference)
+    if job.precision not in _DTYPES:
+        raise BadRequest(f"{reference}: {job.precision} steps are not run; profile it in bf16")
     dtype = _DTYPES[job.precision]
     meta_args, meta_kwargs = source.example_inputs(
         job.global_batch, job.seq_len, "meta", dtype=dtype

@@ -39,6 +39,7 @@ TORCH_DTYPES = {
     Precision.FP32: torch.float32,
     Precision.BF16: torch.bfloat16,
     Precision.FP16: torch.float16,
+    Precision.FP8: torch.bfloat16,
 }
 
 

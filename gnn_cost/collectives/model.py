@@ -24,10 +24,12 @@ more ranks never cost less. Links between hosts take the hop latency of their da
 
 A group over several levels adds the latencies of all levels; its bytes go through them at the same
 time, chunk by chunk, so the slowest level counts, each with the ``1 / inner`` share of a rank whose
-``inner`` neighbors below have ports of their own. Algorithms: rings on every level; a tree on the
-top level between hosts (latency ``log2``, all-reduce at the full ``2 B``, the others at half
-bandwidth, as ``meshwright.cost.collectives`` assumes); reduction inside the switch (NVLink 4 and
-later), where a rank sends and receives ``(1 + 1 / n) B``. The fastest counts.
+``inner`` neighbors below have ports of their own. Algorithms: rings through all ranks, each of
+whose rounds takes ``n - 1`` hops, as many of them between hosts as there are hosts, less one
+(``meshwright.cost.collectives``); a tree on the top level between hosts (latency ``log2``,
+all-reduce at the full ``2 B``, the others at half bandwidth and of one rank a host only); reduction
+inside the switch (NVLink 4 and later), where a rank sends and receives ``(1 + 1 / n) B``. The
+fastest counts.
 """
 
 from __future__ import annotations
@@ -299,8 +301,10 @@ def curves(groups: Groups, terms: Terms) -> dict[str, Curve]:
     kind, n = groups.kind, groups.num_ranks
     is_reduce, is_swap, is_send = (kind == k for k in (_ALL_REDUCE, _ALL_TO_ALL, _SEND))
     rounds = np.where(is_reduce, 2.0, 1.0)
-    ring_steps = np.where(is_swap, np.log2(groups.size), rounds * (groups.size - 1))
-    ring_steps = np.where(is_send, groups.size > 1, ring_steps)
+    steps = np.where(is_swap, np.log2(groups.size), rounds * (groups.size - 1))
+    steps = np.where(is_send, groups.size > 1, steps)
+    above = n / groups.inner / groups.size
+    ring_steps = np.where(is_swap | is_send, steps, steps * above)
     moved = np.where(
         is_swap,
         (groups.size - 1) * groups.inner / n,
@@ -318,7 +322,7 @@ def curves(groups: Groups, terms: Terms) -> dict[str, Curve]:
     )
     found = {"ring": ring}
     if groups.has_network_tree.any():
-        found["tree"] = _tree(groups, terms, ring_steps, per_byte, own)
+        found["tree"] = _tree(groups, terms, steps, per_byte, own)
     if groups.can_reduce_in_switch.any():
         rate = terms.switch_efficiency * groups.bytes_per_s[0]
         fixed = terms.switch_start_s + terms.hop_s[0] * 2
@@ -332,17 +336,18 @@ def curves(groups: Groups, terms: Terms) -> dict[str, Curve]:
 
 
 def _tree(
-    groups: Groups, terms: Terms, ring_steps: FloatArray, per_byte: FloatArray, own: FloatArray
+    groups: Groups, terms: Terms, below_steps: FloatArray, per_byte: FloatArray, own: FloatArray
 ) -> Curve:
-    """Rings below, a tree between hosts."""
+    """Rings below, of so many steps on each level, and a tree between hosts."""
     is_reduce = groups.kind == _ALL_REDUCE
     top = np.argmax(np.cumsum(groups.size > 1, axis=0), axis=0)
     level = np.arange(len(groups.size))[:, None] == top
     size = np.where(level, groups.size, 1.0).max(axis=0)
-    steps = np.where(level, np.where(is_reduce, 2.0, 1.0) * np.ceil(np.log2(size)), ring_steps)
+    steps = np.where(level, np.where(is_reduce, 2.0, 1.0) * np.ceil(np.log2(size)), below_steps)
     full = 2 / (groups.inner * terms.efficiency * groups.bytes_per_s)
     rate = np.where(level, np.where(is_reduce, full, 2 * per_byte), per_byte)
     can = groups.has_network_tree & ((groups.kind <= 2) & (size > 2))
+    can &= is_reduce | (size == groups.num_ranks)
     fixed = terms.start_s + (steps * terms.hop_s).sum(axis=0)
     return Curve(
         fixed_s=np.where(can, fixed, math.inf),

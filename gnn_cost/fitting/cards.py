@@ -7,18 +7,16 @@ Each part of a model is ``NAME.safetensors`` with its own card ``NAME.json`` (``
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from meshwright.errors import BadRequest
 from meshwright.gnn_cost.fitting.parts import FitData, FitSettings, PartResult, SplitError
 from meshwright.records import Software, describe_software
-from meshwright.strict_json import JsonValue, convert, load_json, read_source
+from meshwright.strict_json import JsonValue
 from meshwright.tracking import DataSource
 
-__all__ = ["MODEL_CARD_VERSION", "ModelCard", "PartSummary", "model_card", "part_card", "read_card"]
+__all__ = ["MODEL_CARD_VERSION", "ModelCard", "PartSummary", "model_card", "part_card"]
 
 MODEL_CARD_VERSION = 1
 
@@ -107,21 +105,3 @@ def model_card(
         software=describe_software(),
         reproduce=reproduce,
     )
-
-
-def read_card(path: Path) -> ModelCard:
-    """The card in a file.
-
-    Raises:
-        BadRequest: it cannot be read, or is no card of this version.
-    """
-    text, name = read_source(path, error=BadRequest, what="model card")
-    card = convert(
-        load_json(text, error=BadRequest, name=name), ModelCard, error=BadRequest, name=name
-    )
-    if card.schema_version != MODEL_CARD_VERSION:
-        raise BadRequest(
-            f"{name}: schema_version is {card.schema_version}, this Meshwright reads "
-            f"{MODEL_CARD_VERSION}; fit again with `meshwright fit`"
-        )
-    return card

@@ -19,8 +19,9 @@ from meshwright.gnn_cost.fitting.parts import (
     PartContext,
     PartResult,
 )
+from meshwright.gnn_cost.pretrained_pricing import weights_sha256
 from meshwright.strict_json import JsonValue, dump_json, write_text_atomically
-from meshwright.tracking import DataSource, Tracker
+from meshwright.tracking import DataSource, Tracker, made
 from meshwright.units import format_seconds
 
 __all__ = ["CARD_NAME", "FitResult", "fit"]
@@ -252,6 +253,8 @@ def _track_end(
         metadata=figures,
         made_from=[source.sha256 for source in data.sources],
     )
+    # The same hash as plans and planners give for what they were priced with.
+    made(tracker, "cost-model", weights_sha256(files[0].parent))
 
 
 def _plain(source: DataSource) -> dict[str, JsonValue]:

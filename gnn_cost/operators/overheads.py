@@ -5,7 +5,8 @@ launch from the host, and hold a part of tens of microseconds that has nothing t
 work: small operators all take the same time. That part goes to ``rest_s``, found from rows whose
 work is small beside their time, for each source, device, operator and direction. A device none of
 whose rows may be looked at gets the median of the other devices of its source; a source of which
-nothing may be looked at, that of other such sources.
+nothing may be looked at, that of other such sources. Where launches queue, the host adds only what
+the device waits for the next one; nothing of it is found from times that may not be looked at.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ HOST_TIMED_SOURCES = ("aceso", "alpa_prof_database", "neusight", "sailor", "sail
 """Published tables that clock one launch from the host; their smallest operators take 25 to 50
 microseconds on every device, those of the others 1 to 3."""
 
-_QUEUED_SOURCES, _HIDDEN = ("sailor_ops",), 1.5
-"""Sources that time many launches with one wait: an operator that runs longer than its launch hides
-it. Else its large products would run at twice the data sheet's rate."""
+_QUEUED_SOURCES = ("aceso", "sailor_ops")
+"""Sources that time many launches with one wait: the longer of launch and work shows. Else their
+large products would run at twice the data sheet's rate."""
 
 _USUAL_EFFICIENCY = 0.7
 _KERNEL_FLOOR_S = 3e-6
@@ -61,7 +62,9 @@ def host_overhead_s(graphs: MeasuredGraphs, *, seen: BoolArray) -> FloatArray:
         return overhead_s
     work_s = graph_ideal_time_s(graphs) / _USUAL_EFFICIENCY
     small = seen & timed & (work_s < _LAUNCH_BOUND_FRACTION * graphs.time_s)
-    over_s = graphs.time_s - work_s - _KERNEL_FLOOR_S
+    device_s = work_s + _KERNEL_FLOOR_S
+    is_queued = np.isin(labels["source"], _QUEUED_SOURCES)
+    over_s = graphs.time_s - np.where(is_queued, 0.0, device_s)
 
     def of_cell(members: FloatArray) -> float:
         return float(np.quantile(members, 0.1)) if len(members) >= _FEWEST_ROWS else np.nan
@@ -85,8 +88,8 @@ def host_overhead_s(graphs: MeasuredGraphs, *, seen: BoolArray) -> FloatArray:
     found = np.full(graphs.count, np.nan)
     for level in chain:
         found = np.where(np.isfinite(found), found, level)
-    is_hidden = np.isin(labels["source"], _QUEUED_SOURCES) & (graphs.time_s > _HIDDEN * found)
-    found = np.where(is_hidden, 0.0, found)
+    # Of a launch in a queue only what the device waits for shows.
+    found = np.where(is_queued, found - device_s, found)
     overhead_s[timed] = np.maximum(found[timed], 0.0)
     return overhead_s
 

@@ -26,6 +26,7 @@ from meshwright.errors import BadClusterFile, BadRequest
 from meshwright.gnn_cost.features import ELEMENT_BYTES, MATRIX_FAMILIES
 from meshwright.gnn_cost.operators.overheads import graph_ideal_time_s
 from meshwright.gnn_cost.operators.rows import Rows, Sizes, needed_columns, rows_of
+from meshwright.gnn_cost.operators.sources import reasons_of_sources
 from meshwright.gnn_cost.operators.splits import take
 from meshwright.gnn_cost.samples import MeasuredGraphs
 from meshwright.records import Record
@@ -86,13 +87,6 @@ _KINDS = {
     "optimizer": ("adam", "adamw", "sgd"),
 }
 _KIND_OF_OP = {op: kind for kind, ops in _KINDS.items() for op in ops}
-
-_MASKED_SOFTMAX_SOURCES = ("aceso", "sailor_ops")
-"""Their softmax applies a causal mask: in fp16 a kernel that skips what the mask hides and so is
-faster than memory allows for the whole, in fp32 a chain of operators."""
-
-_EXCHANGED_SOURCE, _EXCHANGED_OPS = "sailor_ops", ("linear", "embedding")
-"""With tensor parallelism its times hold what ranks exchange: 100 times the work over PCIe."""
 
 _TRUE_DEVICES = {("sailor_ops", "rtx_2080"): "rtx_2080_ti", ("sailor", "rtx_2080"): "rtx_2080_ti"}
 """What a source must have measured. An RTX 2080 cannot move 488 GB/s over 448 GB/s of memory, as
@@ -294,10 +288,8 @@ def _reasons(
     reasons[np.isin(columns["gpu"], unknown)] = "device not in the catalog"
     dtype = columns["dtype"]
     reasons[~np.isin(dtype, list(_DTYPES))] = "element types are mixed or not stated"
-    masked = np.isin(columns["source"], _MASKED_SOFTMAX_SOURCES) & (columns["op"] == "softmax")
-    reasons[masked] = "softmax with a mask of its own"
-    exchanged = (columns["source"] == _EXCHANGED_SOURCE) & (sizes["tp"] > 1)
-    reasons[exchanged & np.isin(columns["op"], _EXCHANGED_OPS)] = "ranks exchange data in it"
+    for is_other, why in reasons_of_sources(columns, sizes, extra):
+        reasons[is_other] = why
     routing = np.array([str(one.get("dist", "balanced")) for one in extra], np.str_)
     reasons[routing != "balanced"] = "routing is not balanced"
     variant = np.array([str(one.get("variant", "")) for one in extra], np.str_)

@@ -23,11 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from meshwright.cost.step_graph import StepGraph
+from meshwright.cost.choice import CORRECTION_CAUSE
+from meshwright.cost.pricing import Correction, StepShape
 from meshwright.cost.work import Family
 from meshwright.gnn_cost.forward import MAX_FACTOR
 
-__all__ = ["STEP_FEATURES", "Corrected", "StepCorrection", "matern", "step_features"]
+__all__ = ["STEP_FEATURES", "Corrected", "LearnedSteps", "StepCorrection", "step_features"]
 
 FloatArray = NDArray[np.float64]
 
@@ -46,35 +47,35 @@ STEP_FEATURES: Mapping[str, float] = {
     "log_tp": 0.7,
     "log_stages": 0.7,
     "log_microbatches": 1.0,
+    "log_flop_per_s": 0.5,
+    "log_bytes_per_s": 0.5,
+    "log_devices": 2.0,
+    "gather_share": 0.05,
 }
 """Name to the unit it is counted in. Shares of launches and of tensor parallel communication are of
-compute and both; those of optimizer, data parallel communication and bubble of the step; those of
-families of the time of operators. ``log_operator_us``: mean time of an operator on the device,
-``log_run_us`` with launches and communication."""
+compute and both; those of optimizer, data parallel communication, bubble and ZeRO-3 gathers of the
+step; those of families of the time of operators. ``log_operator_us``: mean time of an operator on
+the device, ``log_run_us`` with launches and communication. Rates are the device's data sheet's."""
 
+_OF_FRAMEWORK = frozenset({"host", "data_loading", "stragglers", CORRECTION_CAUSE})
+"""Causes that are no work: shares are of the step without them."""
 _LEFT_WITHOUT_TRUST, _LEFT_WITH_TRUST = 0.6, 0.2
 _LEAST = 1e-12
 
 
-def step_features(
-    breakdown_s: Mapping[str, float],
-    graph: StepGraph,
-    *,
-    tp: float,
-    num_stages: float,
-    num_microbatches: float,
-) -> FloatArray:
-    """(F,) of one step; ``breakdown_s`` is seconds by cause."""
-    seconds = {name: float(value) for name, value in breakdown_s.items()}
+def step_features(shape: StepShape) -> FloatArray:
+    """(F,) of one step."""
+    seconds = {
+        name: float(value) for name, value in shape.breakdown_s.items() if name not in _OF_FRAMEWORK
+    }
     step_s = max(sum(seconds.values()), _LEAST)
     of_work = ("compute", "launch", "tp_communication")
     work_s = max(sum(seconds.get(name, 0.0) for name in of_work), _LEAST)
-    by_family = np.bincount(graph.work.family, graph.weight * graph.time_s, len(Family))
-    device_s, runs = max(float(by_family.sum()), _LEAST), max(float(graph.weight.sum()), 1.0)
+    device_s, runs = max(float(shape.family_s.sum()), _LEAST), max(shape.num_runs, 1.0)
     stretch = device_s / max(seconds.get("compute", 0.0), _LEAST)
 
     def share(*families: Family) -> float:
-        return float(by_family[list(families)].sum()) / device_s
+        return float(shape.family_s[list(families)].sum()) / device_s
 
     return np.array(
         [
@@ -89,9 +90,13 @@ def step_features(
             share(Family.ELEMENTWISE),
             math.log(device_s / runs * 1e6),
             math.log(work_s * stretch / runs * 1e6),
-            math.log(tp),
-            math.log(num_stages),
-            math.log(num_microbatches),
+            math.log(shape.tp),
+            math.log(shape.num_stages),
+            math.log(shape.num_microbatches),
+            math.log(shape.peak_flop_per_s / 1e14),
+            math.log(shape.memory_bytes_per_s / 1e12),
+            math.log(shape.num_devices),
+            seconds.get("zero_gather", 0.0) / step_s,
         ]
     )
 
@@ -172,6 +177,16 @@ class StepCorrection:
             offset=offset,
         )
 
+    def taught_again(self, features_SF: FloatArray, log_ratio_S: FloatArray) -> StepCorrection:
+        """The process with its length scales, amplitude and noise through other steps."""
+        return StepCorrection.of(
+            features_SF,
+            log_ratio_S,
+            length=self.length,
+            amplitude=self.amplitude,
+            noise=self.noise,
+        )
+
     def left_out(self) -> tuple[FloatArray, FloatArray]:
         """(S,) errors of log factors, each step predicted from all others, and their spreads."""
         own = np.diag(self.inverse)
@@ -188,3 +203,21 @@ def matern(one_NF: FloatArray, other_SF: FloatArray) -> FloatArray:
     squares = (one_NF**2).sum(1)[:, None] + (other_SF**2).sum(1) - 2 * one_NF @ other_SF.T
     far = np.sqrt(5.0 * np.maximum(squares, 0.0))
     return np.asarray((1 + far + far**2 / 3) * np.exp(-far))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedSteps:
+    """A correction with intervals: a ``cost.pricing.StepCorrector``."""
+
+    model: StepCorrection
+    half_width_scale: float
+    """What ``log_spread`` is multiplied with for a 90 % interval."""
+
+    def step(self, shape: StepShape) -> Correction:
+        """See ``StepCorrector``."""
+        found = self.model(step_features(shape)[None])
+        return Correction(
+            factor=float(found.factor[0]),
+            trust=float(found.trust[0]),
+            log_half_width=float(self.half_width_scale * found.log_spread[0]),
+        )

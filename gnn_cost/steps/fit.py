@@ -16,19 +16,22 @@ from numpy.typing import NDArray
 from meshwright.errors import BadRequest
 from meshwright.gnn_cost.steps.correction import STEP_FEATURES, StepCorrection, scaled
 
-__all__ = ["fit_step_correction", "half_width_scale"]
+__all__ = ["OF_SHAPES", "SHAPE_LENGTHS", "fit_step_correction", "half_width_scale"]
 
 FloatArray = NDArray[np.float64]
 TextArray = NDArray[np.str_]
 
 _USUAL_LENGTH, _SPREAD = 4.0, 1.0
-_SHAPE_LENGTH, _SHAPE_SPREAD = 0.8, 0.2
-_OF_SHAPES = frozenset({
+SHAPE_LENGTHS = (0.8, 0.4, 0.2)
+"""Of what is to be far from all else (``OF_SHAPES``); the usual one first."""
+_SHAPE_SPREAD = 0.2
+OF_SHAPES = frozenset({
     "matmul_share", "batched_share", "softmax_share", "elementwise_share", "log_operator_us",
-    "log_run_us",
+    "log_run_us", "log_flop_per_s", "log_bytes_per_s", "log_devices", "gather_share",
 })  # fmt: skip
-"""What a kernel loses at one shape says little of the next: of these, length scales stay short,
-so that other shapes (a hidden size never seen) are far from all that was measured."""
+"""What a kernel loses at one shape, or a framework on one machine, says little of the next: of
+these, length scales stay short, so that other shapes (a hidden size never seen), devices and
+clusters are far from all that was measured."""
 _USUAL_AMPLITUDE, _USUAL_NOISE = 0.15, 0.02
 _LEAST_NOISE = 0.005
 _MOST_POINTS = 320
@@ -37,7 +40,11 @@ _ROUNDS = 40
 
 
 def fit_step_correction(
-    features_NF: FloatArray, log_ratio_N: FloatArray, *, seed: int = 0
+    features_NF: FloatArray,
+    log_ratio_N: FloatArray,
+    *,
+    seed: int = 0,
+    shape_length: float = SHAPE_LENGTHS[0],
 ) -> StepCorrection:
     """The correction that explains measured over predicted step times.
 
@@ -45,6 +52,7 @@ def fit_step_correction(
         features_NF: of ``step_features``.
         log_ratio_N: log(measured / predicted).
         seed: of the draw.
+        shape_length: how far steps of one shape, device or cluster tell of others, in units.
 
     Raises:
         BadRequest: fewer than three steps.
@@ -62,8 +70,8 @@ def fit_step_correction(
     )
     spread = torch.full_like(theta, _SPREAD)
     for place, name in enumerate(STEP_FEATURES):
-        if name in _OF_SHAPES:
-            theta[place], spread[place] = math.log(_SHAPE_LENGTH), _SHAPE_SPREAD
+        if name in OF_SHAPES:
+            theta[place], spread[place] = math.log(shape_length), _SHAPE_SPREAD
     usual = theta.clone()
     theta.requires_grad_(True)
     optimizer = torch.optim.LBFGS([theta], max_iter=_ROUNDS, line_search_fn="strong_wolfe")
@@ -106,13 +114,7 @@ def half_width_scale(
             test = column == level
             if test.all() or (~test).sum() < 3:
                 continue
-            left = StepCorrection.of(
-                features_NF[~test],
-                log_ratio_N[~test],
-                length=model.length,
-                amplitude=model.amplitude,
-                noise=model.noise,
-            )(features_NF[test])
+            left = model.taught_again(features_NF[~test], log_ratio_N[~test])(features_NF[test])
             scores.append(np.abs(log_ratio_N[test] - np.log(left.factor)) / left.log_spread)
     normal = 1.645
     if not scores:

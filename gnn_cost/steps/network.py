@@ -4,15 +4,17 @@ Weights of single operators stay as they were learned from operators; messages o
 (data, fusion, order) and the graph's factor begin anew at zero effect and learn what operators do
 to each other::
 
-    row_s = priced_s * t(row, messages) / t(row, no messages)
+    row_s = priced_s * capped(t(row, messages) / t(row, no messages))
     step_s = factor * (ops_s + max(launch_s - (ops_s - priced ops_s), 0)) + the rest
 
-as the device waits less for launches where operators get slower. An ensemble of members of the
+as the device waits less for launches where operators get slower. No row moves by more than
+``MAX_FACTOR``, so steps unlike those it was tuned on cannot run away. An ensemble of members of the
 operators' network, each with draws of its own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from meshwright.gnn_cost.batches import Batch, TrainingRows, batch_of, training_rows
+from meshwright.gnn_cost.forward import MAX_FACTOR
 from meshwright.gnn_cost.network import GraphNetwork
 from meshwright.gnn_cost.samples import MeasuredGraphs
 
@@ -158,7 +161,8 @@ class StepNetwork:
         zero = torch.zeros(len(chosen))
         before_s = zero.index_add(0, batch.graph, priced)
         factor = (log_factor[inputs.component] * batch.has_edge).exp()
-        moved = priced * (log_time - log_alone).exp()
+        most = math.log(MAX_FACTOR)
+        moved = priced * (most * torch.tanh((log_time - log_alone) / most)).exp()
         after_s = zero.index_add(0, batch.graph, moved)
         mean_factor = zero.index_add(0, batch.graph, moved * factor) / after_s
         launch_s = steps.launch_s[torch.from_numpy(chosen)]

@@ -8,11 +8,18 @@ from dataclasses import replace
 from functools import lru_cache
 
 from meshwright.bench.runs import MeasuredRun, checked_size
-from meshwright.cluster.catalog import CatalogEntry, find_device
+from meshwright.cluster.catalog import CatalogEntry, find_device, match_driver_name
 from meshwright.cluster.model import Cluster, Device, Host, Link
 from meshwright.errors import BadClusterFile, BadRequest
 
 __all__ = ["cluster_of", "devices_of", "num_devices_of"]
+
+_NO_NAMES = frozenset({
+    "nvidia", "amd", "instinct", "tesla", "quadro", "geforce", "dgx", "hgx", "gpu", "gpus",
+    "tensor", "core", "superpod", "grace", "blackwell", "hopper", "ampere",
+})  # fmt: skip
+"""Words about a device's maker, machine or family."""
+_FORMS = frozenset({"pcie", "nvl"})
 
 
 def cluster_of(run: MeasuredRun) -> tuple[Cluster, tuple[str, ...]]:
@@ -87,8 +94,11 @@ def devices_of(gpu: str, said: list[str]) -> tuple[CatalogEntry, ...]:
 
 
 def _device(name: str, said: list[str]) -> CatalogEntry:
-    """By name, then by shorter and shorter beginnings of it."""
-    words = re.split(r"[_\-\s]+", name.strip())
+    """What the driver calls so; else by name without maker and machine, then by its beginnings."""
+    driven = match_driver_name(name)
+    if driven is not None:
+        return driven
+    words = _words_of(name)
     error: BadClusterFile | None = None
     for count in range(len(words), 0, -1):
         short = "-".join(words[:count])
@@ -102,6 +112,21 @@ def _device(name: str, said: list[str]) -> CatalogEntry:
         return found
     assert error is not None, "split gives at least one word"
     raise error
+
+
+def _words_of(name: str) -> list[str]:
+    """The device's own words, the form that tells parts apart right behind its number."""
+    spaced = re.sub(r"\b(rtx|gtx)(?=\d)", r"\1 ", name.strip())
+    spaced = re.sub(r"(?<=\d\d)ti\b", " ti", spaced)
+    words = [word for word in re.split(r"[_\-\s()/,]+", spaced) if word]
+    own = [
+        word
+        for word in words
+        if word not in _NO_NAMES and not re.fullmatch(r"\d{1,2}x?|x\d{1,2}", word)
+    ]
+    own = [re.sub(r"^(\d+)g(ib)?$", r"\1gb", word) for word in own] or words
+    forms = [word for word in own[1:] if word in _FORMS]
+    return [own[0], *forms, *(word for word in own[1:] if word not in _FORMS)]
 
 
 def _per_host(run: MeasuredRun, entry: CatalogEntry, count: int, said: list[str]) -> int:

@@ -34,6 +34,8 @@ __all__ = ["Degrees", "degrees_of", "given_plan", "shards_of"]
 _CUTS = re.compile(r"stage cuts \[([0-9, ]+)\] over (\d+)")
 _UNIT = re.compile(r"((?:\w+\.)*)(?:layers|blocks)\.(\d+)|(stages\.\d+)\.(\d+)")
 _TENSOR_KINDS = ("heads", "vocab", "inner")
+_EXPERT_TENSOR = re.compile(r"(?i)(?:\betp|_etp|expert[-_ ]tensor[-_ ]parallel\w*)[-_ =:]*(\d+)")
+_MANY_EXPERTS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,8 @@ class Degrees:
     cp: int
     ep: int
     """Over ranks of ``dp``."""
+    expert_axes: tuple[str, ...] = ()
+    """``cp`` and ``tp`` where all of their ranks hold different experts too."""
     virtual: int
     micro_batch: float
     """Samples; no whole number where ranks take turns at the last micro-batch."""
@@ -55,6 +59,11 @@ class Degrees:
     def per_stage(self) -> int:
         """Devices of a stage."""
         return self.dp * self.tp * self.cp
+
+    @property
+    def inner_sizes(self) -> dict[str, int]:
+        """Of the mesh axes inside a layer."""
+        return {"cp": self.cp, "ep": self.ep, "tp": self.tp}
 
 
 def degrees_of(run: MeasuredRun) -> tuple[Degrees, tuple[str, ...]]:
@@ -74,7 +83,7 @@ def degrees_of(run: MeasuredRun) -> tuple[Degrees, tuple[str, ...]]:
         raise BadRequest(f"dp {run.dp} x tp {tp} x pp {pp} x cp {cp} is not {gpus} gpus")
     if run.global_batch is None:
         raise BadRequest("global_batch is not told")
-    ep = _expert_degree(run, dp, said)
+    ep, expert_axes = _expert_axes(run, dp, said)
     micro = run.micro_batch
     if micro is None:
         micro = 1 if pp > 1 else max(run.global_batch // dp, 1)
@@ -96,6 +105,7 @@ def degrees_of(run: MeasuredRun) -> tuple[Degrees, tuple[str, ...]]:
         pp=pp,
         cp=cp,
         ep=ep,
+        expert_axes=expert_axes,
         virtual=virtual if pp > 1 else 1,
         micro_batch=mean,
         num_microbatches=count,
@@ -103,28 +113,47 @@ def degrees_of(run: MeasuredRun) -> tuple[Degrees, tuple[str, ...]]:
     return found, tuple(said)
 
 
-def _expert_degree(run: MeasuredRun, dp: int, said: list[str]) -> int:
-    """Ranks of ``dp`` that experts are spread over.
+def _expert_axes(run: MeasuredRun, dp: int, said: list[str]) -> tuple[int, tuple[str, ...]]:
+    """Ranks of ``dp`` that experts are spread over, and the other axes that cut them.
+
+    With expert tensor parallelism 1 every expert is whole on its rank, and the group that shares
+    the experts takes in ``tp`` first, as Megatron-Core and torchtitan lay it out; otherwise ``tp``
+    cuts every expert. Then it takes ranks of ``dp``, or where these do not fit those of ``cp``.
 
     Raises:
-        BadRequest: they are spread over ranks of other axes too, or nobody tells how many they are.
+        BadRequest: nobody tells how many experts there are.
     """
-    ep, experts = run.ep or 1, experts_of(run)
+    asked, experts, tp, cp = run.ep or 1, experts_of(run), run.tp or 1, run.cp or 1
     if not experts:
-        if ep > 1:
-            said.append(f"ep {ep} of a model without experts: 1")
-        return 1
+        if asked > 1:
+            said.append(f"ep {asked} of a model without experts: 1")
+        return 1, ()
+    ep = gcd(asked, experts)
+    if ep != asked:
+        said.append(f"ep {asked} does not divide {experts} experts: {ep}")
+    axes = []
+    if ep > 1 and tp > 1 and _are_experts_whole(run, dp, ep, said) and ep % tp == 0:
+        axes.append("tp")
+        ep //= tp
+    if dp % ep and ep % cp == 0 and (ep == cp or tp == 1):
+        axes.append("cp")
+        ep //= cp
     if dp % ep:
-        over_tensor = dp * (run.tp or 1)
-        if over_tensor * (run.cp or 1) % ep:
-            raise BadRequest(f"ep {ep} does not divide dp {dp}")
-        other = "context" if over_tensor % ep else "tensor"
-        raise BadRequest(
-            f"ep {ep} over dp {dp}: expert parallelism over {other}-parallel ranks is not modeled"
-        )
-    if experts % ep:
-        said.append(f"ep {ep} does not divide {experts} experts: {gcd(ep, experts)}")
-    return gcd(ep, experts)
+        said.append(f"ep {asked} over dp {dp}, tp {tp}, cp {cp}: over {gcd(ep, dp)} ranks of dp")
+    return gcd(ep, dp), tuple(axes)
+
+
+def _are_experts_whole(run: MeasuredRun, dp: int, ep: int, said: list[str]) -> bool:
+    """Whether ``tp`` does not cut them: as told; else where they would not fit, or are many.
+
+    No recipe cuts many small experts further.
+    """
+    match = _EXPERT_TENSOR.search(f"{run.notes or ''} {run.framework or ''} {run.model_name or ''}")
+    if match is not None:
+        return match.group(1) == "1"
+    are_whole = dp % ep > 0 or experts_of(run) >= _MANY_EXPERTS
+    said.append(f"expert tensor parallelism not told: {1 if are_whole else run.tp}")
+    return are_whole
 
 
 def shards_of(
@@ -149,17 +178,20 @@ def shards_of(
         names = labels[segment.index]
         batch = [BATCH] if BATCH in names else []
         experts = [label for label in names if _kind(label) == EXPERTS]
+        over_context = experts if "cp" in degrees.expert_axes else []
         sequence = [SEQUENCE] if SEQUENCE in names else []
         tensor = [label for kind in _TENSOR_KINDS for label in names if _kind(label) == kind]
         tensor = [label for label in tensor if sizes.get(names[label], 0) % degrees.tp == 0]
         wanted = {
             "dp_replicate": batch,
             "dp_shard": batch,
-            "cp": [*sequence, RING],
+            "cp": [*over_context, *sequence, RING],
             "ep": [*experts, *batch],
             "tp": tensor + (sequence if sequence_parallel else []),
         }
-        used = {"cp": degrees.cp, "ep": degrees.ep, "tp": degrees.tp}
+        if experts and "tp" in degrees.expert_axes:
+            wanted["tp"] = [*experts, *sequence]
+        used = degrees.inner_sizes
         found.append({axis: wanted[axis] for axis in wanted if used.get(axis, 2) > 1})
     return found
 
@@ -260,13 +292,13 @@ def given_plan(
             pp=degrees.pp,
             dp_replicate=1 if shards_data else data,
             dp_shard=data if shards_data else 1,
-            cp=degrees.cp,
-            ep=degrees.ep,
-            tp=degrees.tp,
+            **degrees.inner_sizes,
         ),
         num_microbatches=degrees.num_microbatches,
         schedule=schedule,
-        communication=CommunicationOptions(bucket_bytes=software.bucket_bytes),
+        communication=CommunicationOptions(
+            bucket_bytes=_bucket_bytes(run, software, graph, degrees.tp)
+        ),
         stages=[
             Stage(
                 first_segment=start,
@@ -280,6 +312,14 @@ def given_plan(
         provenance=Provenance(meshwright_version=__version__, solver="given", level="manual"),
     )
     return plan, tuple(said)
+
+
+def _bucket_bytes(run: MeasuredRun, software: Software, graph: GraphReference, tp: int) -> int:
+    """What is reduced at a time: FSDP reduces what it wraps, a layer, whatever its size."""
+    if not software.keeps_full_precision:
+        return software.bucket_bytes
+    layers = run.layers or graph.num_segments
+    return max(int(graph.num_parameters / layers / tp) * software.gradient_bytes, 1)
 
 
 def _schedule(run: MeasuredRun, degrees: Degrees, said: list[str]) -> tuple[ScheduleName, int]:

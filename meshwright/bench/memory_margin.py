@@ -14,7 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["MARGIN_LEVEL", "Margins", "MeasuredPeak", "margins_of"]
+from meshwright.gnn_cost.memory import MemoryFigures, SourceMargin
+from meshwright.tracking import DataSource
+
+__all__ = ["MARGIN_LEVEL", "Margins", "MeasuredPeak", "figures_of", "margins_of"]
 
 MARGIN_LEVEL = 0.99
 _PRIOR_CONFIGURATIONS = 20.0
@@ -56,6 +59,30 @@ def margins_of(peaks: Sequence[MeasuredPeak]) -> Margins:
         share = len(own) / (len(own) + _PRIOR_CONFIGURATIONS)
         by_source[source] = share * _quantile(own) + (1 - share) * general
     return Margins(general=general, by_source=by_source, configurations=counts)
+
+
+def figures_of(
+    peaks: Sequence[MeasuredPeak], *, within_left_out: float, data: DataSource
+) -> MemoryFigures:
+    """What a ``memory.json`` says of ``peaks``; there must be one."""
+    margins = margins_of(peaks)
+    sources = {}
+    for name in sorted(margins.by_source):
+        own = [one for one in peaks if one.source == name]
+        excess = np.median([one.measured_bytes / one.predicted_bytes - 1.0 for one in own])
+        sources[name] = SourceMargin(
+            margin=round(margins.by_source[name], 4),
+            median_excess=round(float(excess), 4),
+            runs=len(own),
+            configurations=margins.configurations[name],
+        )
+    return MemoryFigures(
+        level=MARGIN_LEVEL,
+        margin=round(margins.general, 4),
+        within_left_out=round(within_left_out, 4),
+        sources=sources,
+        data=[data],
+    )
 
 
 def _quantile(excess: Sequence[float]) -> float:

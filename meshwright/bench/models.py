@@ -22,9 +22,17 @@ from meshwright.capture.zoo.vit import FAMILY as VIT
 from meshwright.capture.zoo.vit import ViTConfig
 from meshwright.errors import BadRequest
 
-__all__ = ["RunModel", "model_of"]
+__all__ = ["RunModel", "model_of", "with_family"]
 
 _DECODERS = frozenset(("gpt", "llama", "moe", "mpt"))
+_FAMILIES = _DECODERS | {"bert", "t5", "wrn", "vit"}
+_NO_TRANSFORMERS = (
+    r"mamba|hyena|rwkv|retnet|jamba|griffin|net\b|net[-_ ]|resnet|diffusion|gan\b|lstm|dlrm|gnn"
+)
+_GATED = (
+    r"llama|mistral|qwen|deepseek|gemma|vicuna|alpaca|\byi\b|olmo|granite|internlm|baichuan|"
+    r"phi[-_ ]?[34]|glm|kimi|codestral|command|exaone|solar|minitron"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +66,29 @@ class RunModel:
         return {"tokens": tokens, "targets": tokens.clone()}
 
 
+def with_family(run: MeasuredRun) -> MeasuredRun:
+    """``run`` with an ``arch`` that is known, where its words or its sizes tell one.
+
+    A model of another name whose layers and width are told is taken for a decoder, unless the name
+    is that of something else than a transformer.
+    """
+    arch = (run.arch or "").lower()
+    words = f"{arch} {run.model_name or ''}".lower()
+    if arch in _FAMILIES or re.search(_NO_TRANSFORMERS, words):
+        return run
+    if run.experts or re.search(r"mixtral|dbrx|\bmoe|gpt[-_ ]?oss|grok|a\d+b\b", words):
+        return replace(run, arch="moe")
+    if re.search(_GATED, words):
+        return replace(run, arch="llama")
+    for family in ("bert", "t5", "vit", "mpt"):
+        if re.search(rf"\b{family}", words):
+            return replace(run, arch=family)
+    sized = run.layers is not None and run.hidden is not None
+    if sized or re.search(r"gpt|opt\b|bloom|falcon|nemotron|megatron|turing|palm", words):
+        return replace(run, arch="llama" if run.gated_mlp else "gpt")
+    return run
+
+
 def model_of(run: MeasuredRun, software: Software) -> tuple[RunModel, tuple[str, ...]]:
     """The model of ``run`` as ``software`` writes it, and what was assumed.
 
@@ -68,14 +99,8 @@ def model_of(run: MeasuredRun, software: Software) -> tuple[RunModel, tuple[str,
     arch = (run.arch or "").lower()
     if arch == "wrn":
         return _wide_resnet(run)
-    if arch in ("other", ""):
-        sized = run.layers is not None and run.hidden is not None and not run.model_name
-        if not sized:
-            raise BadRequest(
-                f"arch {run.arch!r} of {run.model_name!r}: no model of the kind is known"
-            )
-    elif arch not in _DECODERS | {"bert", "t5", "vit"}:
-        raise BadRequest(f"arch {run.arch!r}: no model of the kind is known")
+    if arch not in _FAMILIES:
+        raise BadRequest(f"arch {run.arch!r} of {run.model_name!r}: no model of the kind is known")
     sizes, said = sizes_of(run, pads_vocab_to=software.pads_vocab_to)
     if arch == "t5":
         return _t5(sizes), said

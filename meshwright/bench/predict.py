@@ -8,7 +8,7 @@ they do not (experts over ``ep``), it is captured with the batch of the run.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -18,15 +18,17 @@ import torch
 from meshwright.bench.clusters import cluster_of
 from meshwright.bench.given_plans import Degrees, degrees_of, given_plan, shards_of
 from meshwright.bench.masks import bytes_with_masks
-from meshwright.bench.models import RunModel, model_of
+from meshwright.bench.models import RunModel, model_of, with_family
 from meshwright.bench.runs import MeasuredRun, Skipped
 from meshwright.bench.selective import kept_nodes
 from meshwright.bench.software import Selective, Software, calibration_for, software_of
 from meshwright.capture import capture
 from meshwright.cluster.model import Cluster
+from meshwright.cost.corrected import corrected, step_shape
 from meshwright.cost.memory import CAUSES
-from meshwright.cost.model import TORCH_DTYPE, StepCostModel, choice_of
-from meshwright.cost.pricing import ANALYTIC, Pricing
+from meshwright.cost.model import StepCostModel, choice_of
+from meshwright.cost.precision import FP8, TORCH_DTYPE
+from meshwright.cost.pricing import ANALYTIC, Pricing, StepShape
 from meshwright.cost.sources import learned_shares
 from meshwright.cost.step import Choice, StepCost
 from meshwright.cost.table import CostTable
@@ -37,7 +39,7 @@ from meshwright.graph.simplify import with_explicit_factories
 from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan, Precision
 from meshwright.spmd.layout import MICRO
 
-__all__ = ["Predictor", "PricedRun", "RunPrediction", "predict_run"]
+__all__ = ["Predictor", "PricedRun", "RunPrediction"]
 
 _BATCH = 4
 _MAX_GRAPHS = 64
@@ -91,13 +93,19 @@ class PricedRun:
         return replace(choice, split=replace(choice.split, batch_scale=self.batch_scale))
 
     def cost(self) -> StepCost:
-        """Time and memory of the step."""
+        """Time and memory of the step, the sum of its parts."""
         return self.model.pricer.price(self.table, self.choice)
 
-    def learned_shares(self, cost: StepCost) -> dict[str, float]:
-        """How far ``cost``'s time is learned, by cause (``cost.sources``)."""
+    def shape(self, cost: StepCost) -> StepShape:
+        """What the step of ``cost`` is made of."""
+        return step_shape(self.model.pricer, self.table, self.choice, cost)
+
+    def prediction(self) -> RunPrediction:
+        """Time, as measured steps correct it, and memory."""
         tables = [self.table] * len(self.plan.stages)
-        return learned_shares(self.model.pricer, tables, self.choice, cost.breakdown_s)
+        pricer, choice = self.model.pricer, self.choice
+        cost = corrected(pricer, tables, choice, self.cost())
+        return _prediction(self, cost, learned_shares(pricer, tables, choice, cost.breakdown_s))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +133,20 @@ class Predictor:
 
     def predict(self, run: MeasuredRun) -> RunPrediction | Skipped:
         """The prediction of a run, or why there is none; raises nothing."""
+        return self._guarded(run, PricedRun.prediction)
+
+    def shaped(self, run: MeasuredRun) -> tuple[StepCost, StepShape] | Skipped:
+        """What a run's step costs and is made of, or why that is not known; raises nothing."""
+
+        def ask(priced: PricedRun) -> tuple[StepCost, StepShape]:
+            cost = priced.cost()
+            return cost, priced.shape(cost)
+
+        return self._guarded(run, ask)
+
+    def _guarded(self, run: MeasuredRun, ask: Callable[[PricedRun], _Value]) -> _Value | Skipped:
         try:
-            priced = self.priced(run)
-            return _prediction(priced, priced.cost())
+            return ask(self.priced(run))
         except PlannerError as error:
             return Skipped(run_id=run.run_id, reason=str(error))
         except Exception as error:
@@ -141,6 +160,7 @@ class Predictor:
         Raises:
             PlannerError: the run cannot be modeled.
         """
+        run = with_family(run)
         software = software_of(run)
         degrees, of_degrees = degrees_of(run)
         cluster, of_cluster = cluster_of(run)
@@ -197,7 +217,7 @@ class Predictor:
             ),
             job=job,
         )
-        sizes = {"cp": degrees.cp, "ep": degrees.ep, "tp": degrees.tp}
+        sizes = degrees.inner_sizes
         is_shared = batch == self.batch and degrees.ep == 1
         if is_shared:
             by_segment = [_all_in_dp_shard(shards[number]) for number in model.segment_classes]
@@ -206,10 +226,7 @@ class Predictor:
             table = model.table_of_plan(plan)
         if is_shared and not table.columns.is_scaled:
             raise PlanRefused("the graph's amounts do not scale with the batch")
-        if software.dropout > 0 and not software.fused_attention:
-            table = self._with_masks(table)
-        if software.recompute == "selective" and software.selective is not Selective.POINTWISE:
-            table = self._with_selective(table, software.selective)
+        table = self._as_software_does(table, software, degrees)
         samples = degrees.micro_batch * degrees.dp * degrees.num_microbatches
         return PricedRun(
             run=run,
@@ -221,6 +238,26 @@ class Predictor:
             graph=captured.graph,
             assumptions=(*said, *of_plan),
         )
+
+    def _as_software_does(
+        self, table: CostTable, software: Software, degrees: Degrees
+    ) -> CostTable:
+        """The table with what the software does in ways of its own."""
+        if degrees.cp > 1 and software.balances_context:
+            table = self._with_balanced_rings(table, degrees.cp)
+        if software.dropout > 0 and not software.fused_attention:
+            table = self._with_masks(table)
+        if software.recompute == "selective" and software.selective is not Selective.POINTWISE:
+            table = self._with_selective(table, software.selective)
+        return table
+
+    def _with_balanced_rings(self, table: CostTable, ways: int) -> CostTable:
+        key = (table, "rings")
+        found = _recall(self._selective, key)
+        if found is None:
+            found = table.with_balanced_rings(ways)
+            _remember(self._selective, key, found, _MAX_MODELS)
+        return found
 
     def _with_masks(self, table: CostTable) -> CostTable:
         key = (table, "masks")
@@ -287,7 +324,7 @@ def _with_units(software: Software, cluster: Cluster) -> tuple[Software, tuple[s
     """``software`` with products in a type all devices have units for."""
     wanted = software.matmul_dtype
     usual = TORCH_DTYPE[software.precision]
-    for dtype in dict.fromkeys((wanted, "float8_e4m3fn" if wanted == "nvfp4" else usual, usual)):
+    for dtype in dict.fromkeys((wanted, FP8 if wanted == "nvfp4" else usual, usual)):
         if all(dtype in device.flop_per_s for device in cluster.devices):
             said = () if dtype == wanted else (f"no units for {wanted}: {dtype}",)
             return replace(software, matmul_dtype=dtype), said
@@ -318,12 +355,10 @@ def _measured_stage(priced: PricedRun, cost: StepCost) -> int:
     return int(last[np.argmax(cost.memory.peak_bytes[last])])
 
 
-def _prediction(priced: PricedRun, cost: StepCost) -> RunPrediction:
+def _prediction(priced: PricedRun, cost: StepCost, learned: Mapping[str, float]) -> RunPrediction:
     stage = _measured_stage(priced, cost)
     memory = {cause: int(cost.memory.by_cause[cause][stage]) for cause in CAUSES}
-    prediction = priced.model.prediction(
-        cost, priced.model.cluster.num_devices, learned=priced.learned_shares(cost)
-    )
+    prediction = priced.model.prediction(cost, priced.model.cluster.num_devices, learned=learned)
     return RunPrediction(
         run_id=priced.run.run_id,
         step_time_s=cost.time_s,
@@ -338,11 +373,3 @@ def _prediction(priced: PricedRun, cost: StepCost) -> RunPrediction:
         assumptions=priced.assumptions,
         source=tuple(prediction.source),
     )
-
-
-def predict_run(run: MeasuredRun, pricing: Pricing = ANALYTIC) -> RunPrediction | Skipped:
-    """The prediction of one run, or why there is none; raises nothing.
-
-    For many runs of a model a ``Predictor`` is many times faster.
-    """
-    return Predictor(pricing).predict(run)

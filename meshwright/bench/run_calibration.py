@@ -11,6 +11,7 @@ from meshwright.bench.clusters import cluster_of
 from meshwright.bench.predict import Predictor, RunPrediction
 from meshwright.bench.runs import MeasuredRun, Skipped
 from meshwright.cluster import parse_cluster
+from meshwright.cost.choice import CORRECTION_CAUSE
 from meshwright.cost.pricing import Pricing
 from meshwright.errors import PlannerError
 from meshwright.gnn_cost.calibrate import MeasuredPart, step_prediction
@@ -20,7 +21,7 @@ __all__ = ["CalibrationRuns", "part_of_reports", "parts_of_runs"]
 
 _OPERATORS = ("compute", "optimizer", "clipping")
 _COLLECTIVES = ("tp_communication", "zero_gather", "dp_communication", "pipeline_transfer")
-_IN_PROPORTION = ("bubble", "stragglers", "data_loading")
+_IN_PROPORTION = ("bubble", "stragglers", "data_loading", CORRECTION_CAUSE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,24 +86,15 @@ def run_graphs(runs: Iterable[MeasuredRun], predictor: Predictor | None = None) 
         try:
             priced = predictor.priced(run)
             graph = graph_of_choice(priced.model, priced.table, priced.choice)
-            breakdown_s = priced.cost().breakdown_s
+            cost = priced.cost()
         except PlannerError as error:
             skipped.append(Skipped(run_id=run.run_id, reason=str(error)))
             continue
-        split = priced.choice.split
-        features.append(
-            step_features(
-                breakdown_s,
-                graph,
-                tp=split.sizes.get("tp", 1),
-                num_stages=len(priced.choice.starts),
-                num_microbatches=split.num_microbatches,
-            )
-        )
+        features.append(step_features(priced.shape(cost)))
         kept.append(run)
         found.append(graph)
-        causes.append(breakdown_s)
-        microbatches.append(split.num_microbatches)
+        causes.append(cost.breakdown_s)
+        microbatches.append(priced.choice.split.num_microbatches)
     return RunGraphs(
         runs=tuple(kept),
         graphs=_measured(kept, found),

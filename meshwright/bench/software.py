@@ -12,12 +12,14 @@ from enum import StrEnum
 
 from meshwright.bench.runs import MeasuredRun
 from meshwright.cost.calibration import Calibration, Origin
-from meshwright.cost.model import TORCH_DTYPE
+from meshwright.cost.precision import CAST_EACH_USE, CURRENT_CAST, DELAYED_CAST, FP8, TORCH_DTYPE
 from meshwright.plans.plan import Precision
 
 __all__ = ["Selective", "Software", "calibration_for", "software_of"]
 
 _NO_BUCKETS = 2**60
+_DEEPSPEED_BUCKET, _MEGATRON_BUCKET, _MEGATRON_BUCKET_OF_RANK = 500_000_000, 40_000_000, 1_000_000
+"""Elements."""
 _JOINED_TRAFFIC, _COMPILED_TRAFFIC = 0.8, 0.6
 """Share of element-wise traffic left by hand-written kernels, and by a compiler. Biases are part of
 products in our graphs; of what is left, dropout with addition and SiLU with product move 3 passes
@@ -37,13 +39,14 @@ _OLD_ATTENTION_ON_HOPPER = 0.55
 2407.08608): what ``scaled_dot_product_attention`` of PyTorch 2 calls there."""
 _FIRST_ATTENTION = 0.6
 """Rate of FlashAttention's first generation over the second's on A100 (arXiv 2307.08691)."""
-_DELAYED_CAST, _CURRENT_CAST, _CAST_EACH_USE = 2.0, 3.0, 5.0
-"""Bytes moved to cast an operand for one of its two products: read it, write it and its transpose
-in one byte each; scales of the present values need one more pass to find the largest. With a scale
-for every row nothing is shared between the two."""
 _PUBLISHED_BESIDE = 0.8
 """Of the forward that the gather of updated parameters may hide behind, where a framework starts it
 layer by layer: all but the first layers. Assumption."""
+_WAITING_GATHER_S_PER_BYTE = 32e-12
+"""DeepSpeed's ZeRO-3 until the summer of 2021 gathered parameter by parameter, waited for the
+device before each and copied the result (its pull request 1188 says and mends it). What that took
+is learned from SC'21's six rows: the median of what they leave over compute and links. It was 13 on
+384 ranks and 56 on 1,536, so more ranks wait longer than this says."""
 _OVERLAPPED_TENSOR = 0.35
 """Of tensor-parallel communication that hides behind the product it feeds, cut into chunks. Learned
 from torchtitan's three pairs of runs with and without; Transformer Engine's is assumed as good."""
@@ -82,7 +85,7 @@ class Software:
     pads_vocab_to: int
     """Vocabulary is padded to a multiple of this times tp; 1: not padded."""
     bucket_bytes: int
-    """Of gradients reduced while the backward goes on."""
+    """Of gradients reduced while the backward goes on, where not by layers."""
     is_compiled: bool
     """Operators are launched by compiled code, not by modules in Python."""
     overlaps_gradients: bool
@@ -91,6 +94,8 @@ class Software:
     """Of the kernel that trains, over the fastest one there is."""
     cast_bytes: float
     """Traffic for each element of an operand cast to ``matmul_dtype``."""
+    waits_for_gathers: bool
+    """ZeRO-3 prefetches nothing: DeepSpeed's first years."""
     overlapped_tensor: float
     """Share of tensor-parallel communication that hides behind compute."""
     selective: Selective
@@ -101,6 +106,9 @@ class Software:
     """Parameters and their gradients are stored in fp32 and cast where they are gathered: FSDP."""
     accumulates_in_place: bool
     """Gradients live in buffers of their own from the start: Megatron."""
+    balances_context: bool
+    """Context-parallel ranks hold tokens of both ends (Megatron-Core, Transformer Engine); without,
+    consecutive ones: torchtitan's runs over 4 and 8 ranks took as long as that takes."""
     shards_over_context: bool
     """ZeRO cuts over context-parallel ranks too: FSDP2 and Megatron."""
     reports_reserved: bool
@@ -135,16 +143,18 @@ def software_of(run: MeasuredRun) -> Software:
         dropout=_dropout(run, is_megatron or "deepspeed" in name, said),
         sequence_parallel=_sequence_parallel(run, is_titan, said),
         pads_vocab_to=128 if is_megatron or "deepspeed" in name else 1,
-        bucket_bytes=25 * 2**20 if overlaps else _NO_BUCKETS,
+        bucket_bytes=_bucket_bytes(run, name, gradient_bytes, overlaps, is_megatron=is_megatron),
         is_compiled=_is_compiled(text),
         attention_forward_efficiency=_attention_efficiency(run, is_megatron=is_megatron),
         cast_bytes=_cast_bytes(text, is_megatron=is_megatron),
+        waits_for_gathers=is_old,
         overlapped_tensor=_overlapped_tensor(text),
         selective=_selective(is_megatron or is_old, is_titan),
         overlaps_gradients=overlaps,
         gradient_bytes=gradient_bytes,
         keeps_full_precision=is_fsdp,
         accumulates_in_place=is_megatron,
+        balances_context=is_megatron or bool(re.search("zig-?zag|load.balanced", text)),
         shards_over_context=is_titan or is_megatron,
         reports_reserved="torchtitan" in name,
         reports_last_rank=is_megatron and bool(re.search("ci run|golden file|tensorboard", text)),
@@ -152,6 +162,23 @@ def software_of(run: MeasuredRun) -> Software:
         recompute=_recompute(run, said),
         assumptions=tuple(said),
     )
+
+
+def _bucket_bytes(
+    run: MeasuredRun, name: str, gradient_bytes: int, overlaps: bool, *, is_megatron: bool
+) -> int:
+    """Of gradients reduced at a time, by each framework's default.
+
+    DeepSpeed: 5e8 elements (``reduce_bucket_size``); Megatron-Core where it overlaps: 4e7, or 1e6
+    for each rank of data parallelism (``ddp_bucket_size``); torch's DDP: 25 MiB.
+    """
+    if "deepspeed" in name and (run.zero_stage or "zero" in name):
+        return _DEEPSPEED_BUCKET * gradient_bytes
+    if not overlaps:
+        return _NO_BUCKETS
+    if is_megatron:
+        return max(_MEGATRON_BUCKET, _MEGATRON_BUCKET_OF_RANK * (run.dp or 1)) * gradient_bytes
+    return 25 * 2**20
 
 
 def calibration_for(software: Software, base: Calibration) -> Calibration:
@@ -168,6 +195,9 @@ def calibration_for(software: Software, base: Calibration) -> Calibration:
         figures["cast_bytes"] = software.cast_bytes
     if software.attention_forward_efficiency != 1.0:
         figures["attention_forward_efficiency"] = software.attention_forward_efficiency
+    if software.waits_for_gathers:
+        figures["gather_overlap"] = 0.0
+        figures["gather_s_per_byte"] = _WAITING_GATHER_S_PER_BYTE
     if software.overlapped_tensor:
         figures["tensor_overlap"] = software.overlapped_tensor
     if software.fuses_pointwise:
@@ -201,11 +231,11 @@ def _attention_efficiency(run: MeasuredRun, *, is_megatron: bool) -> float:
 def _cast_bytes(text: str, *, is_megatron: bool) -> float:
     """Transformer Engine's first recipe has delayed scales; torchao's, and blocks, have not."""
     if "delayed" in text:
-        return _DELAYED_CAST
+        return DELAYED_CAST
     if re.search(r"rowwise|nvfp4|fp4", text):
-        return _CAST_EACH_USE
+        return CAST_EACH_USE
     is_current = re.search(r"current|block|tensorwise", text) is not None
-    return _CURRENT_CAST if is_current or not is_megatron else _DELAYED_CAST
+    return CURRENT_CAST if is_current or not is_megatron else DELAYED_CAST
 
 
 def _overlapped_tensor(text: str) -> float:
@@ -232,7 +262,7 @@ def _precision(run: MeasuredRun, said: list[str]) -> tuple[Precision, str]:
     if word.startswith(("nvfp4", "fp4", "mxfp4")):
         return Precision.BF16, "nvfp4"
     if word.startswith(("fp8", "mxfp8", "float8")):
-        return Precision.BF16, "float8_e4m3fn"
+        return Precision.BF16, FP8
     known = {
         "fp32": (Precision.FP32, "float32"),
         "float32": (Precision.FP32, "float32"),

@@ -2,7 +2,8 @@
 
 Operators and collectives are priced as fitted before; each run is predicted once, and the figures
 are those of ``step_figures``. The interval of step times is that of runs left out in five folds,
-jobs kept together; each source is also left out whole (``"without source: NAME"``).
+jobs kept together; each source is also left out whole (``"without source: NAME"``). On top of the
+figures comes what measured steps say of others like them (``step_teaching``).
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from meshwright.bench.given_plans import degrees_of
 from meshwright.bench.predict import Predictor
 from meshwright.bench.run_table import read_runs
 from meshwright.bench.runs import MeasuredRun, Skipped
 from meshwright.bench.step_figures import TimedRuns, fit_figures
+from meshwright.bench.step_teaching import teach
 from meshwright.cost.calibration import DEFAULTS, Origin
 from meshwright.cost.pricing import ANALYTIC_INTERVAL, Pricing
 from meshwright.gnn_cost.collectives import LearnedCollectives, parse_collectives
@@ -33,6 +34,7 @@ from meshwright.gnn_cost.fitting import (
 )
 from meshwright.gnn_cost.predictor import LearnedOperators, makers_fitted
 from meshwright.gnn_cost.pretrained_pricing import STEPS_NAME, StepFigures
+from meshwright.gnn_cost.steps.correction import step_features
 from meshwright.strict_json import JsonValue
 from meshwright.tracking import read_lines
 
@@ -43,6 +45,8 @@ FloatArray = NDArray[np.float64]
 _NUM_FOLDS = 5
 _INTERVAL = (0.05, 0.95)
 _NUM_WORST = 50
+_LEVELS = ("gpus", "layers", "pp")
+"""What steps to come will have other values of than those that were measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +66,27 @@ class StepsPart:
     def fit(self, data: FitData, context: PartContext) -> PartResult:
         """See ``Part``."""
         chosen = self._chosen(data, context.settings.seed)
-        runs, skipped, is_cut = _predicted(chosen, _pricing(context), context)
+        found = _predicted(chosen, _pricing(context), context)
+        runs = _timed(found.rows)
         fitted = fit_figures(runs)
         errors = _judged(runs)
         predicted_s, interval = _in_folds(runs)
         if len(runs):
             errors.insert(0, _error("five folds by job", "all", runs, predicted_s, interval))
         calibration = DEFAULTS.with_figures(Origin.LEARNED, **fitted.values)
-        figures = StepFigures(calibration=calibration.to_json(), interval=interval)
+        taught = teach(
+            runs,
+            np.array([row["features"] for row in found.rows], np.float64).reshape(len(runs), -1),
+            fitted.predicted_s(runs),
+            [np.array([row[name] for row in found.rows], np.str_) for name in _LEVELS],
+            seed=context.settings.seed,
+        )
+        figures = StepFigures(
+            calibration=calibration.to_json(),
+            interval=interval,
+            correction=taught.document,
+            data=[source for source in data.sources if source.kind == "runs"],
+        )
         return PartResult(
             tensors={},
             settings={},
@@ -78,10 +95,11 @@ class StepsPart:
             worst=_worst(runs, predicted_s),
             figures={
                 "num_learned_from": len(runs),
-                "left_out_runs": len(skipped),
+                "left_out_runs": len(found.skipped),
                 "values": dict(fitted.values),
+                "correction": taught.to_json(),
             },
-            is_cut=is_cut,
+            is_cut=found.is_cut,
         )
 
     def _chosen(self, data: FitData, seed: int) -> list[MeasuredRun]:
@@ -121,9 +139,14 @@ def _pricing(context: PartContext) -> Pricing:
     )
 
 
-def _predicted(
-    chosen: Sequence[MeasuredRun], pricing: Pricing, context: PartContext
-) -> tuple[TimedRuns, list[Skipped], bool]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Predicted:
+    rows: list[dict[str, Any]]
+    skipped: list[Skipped]
+    is_cut: bool
+
+
+def _predicted(chosen: Sequence[MeasuredRun], pricing: Pricing, context: PartContext) -> _Predicted:
     """Runs with their predicted parts; what a killed fit predicted is not predicted again."""
     path = context.folder / "predicted.jsonl"
     known = {str(row.get("key")): row for row in read_lines(path)[0]}
@@ -132,7 +155,7 @@ def _predicted(
     skipped: list[Skipped] = []
     for place, run in enumerate(chosen):
         if context.left_s() <= 0:
-            return _timed(rows), skipped, True
+            return _Predicted(rows=rows, skipped=skipped, is_cut=True)
         context.progress(place / len(chosen), f"run {place + 1} of {len(chosen)}")
         key = f"{place} {run.run_id}"
         row = known.get(key) or _row_of(key, run, predictor)
@@ -143,20 +166,22 @@ def _predicted(
             skipped.append(Skipped(run_id=run.run_id, reason=str(row["reason"])))
         else:
             rows.append(row)
-    return _timed(rows), skipped, False
+    return _Predicted(rows=rows, skipped=skipped, is_cut=False)
 
 
 def _row_of(key: str, run: MeasuredRun, predictor: Predictor) -> dict[str, Any]:
-    found = predictor.predict(run)
+    found = predictor.shaped(run)
     if isinstance(found, Skipped):
         return {"key": key, "reason": found.reason}
-    degrees, _ = degrees_of(run)
-    optimizer_s = float(found.breakdown.get("optimizer", 0.0))
+    cost, shape = found
+    optimizer_s = float(cost.breakdown_s.get("optimizer", 0.0))
     return {
         "key": key,
-        "other_s": float(found.step_time_s) - optimizer_s,
+        "other_s": float(cost.time_s) - optimizer_s,
         "optimizer_s": optimizer_s,
-        "num_microbatches": float(degrees.num_microbatches),
+        "num_microbatches": float(shape.num_microbatches),
+        "features": step_features(shape).tolist(),
+        **{name: str(getattr(run, name)) for name in _LEVELS},
         "num_devices": float(run.gpus or 1),
         "measured_s": run.measured_s,
         "source": run.source,

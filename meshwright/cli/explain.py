@@ -13,6 +13,7 @@ from meshwright.cli.checks import check_against, pricing_of_plan
 from meshwright.cli.options import CostModelOption, JsonOption, PlanArgument
 from meshwright.cli.output import Output, output_for
 from meshwright.cluster import Cluster, Device, Link
+from meshwright.cost.pricing import MemoryMargin
 from meshwright.plans import ParallelPlan, Prediction, read_plan
 from meshwright.units import format_bytes, format_seconds
 
@@ -66,6 +67,7 @@ def explain(
             reason=result.search.reason if is_first else None,
             others=tuple(others),
             changes=sensitivity(stored, model),
+            memory=model.pricing.memory,
             multiplicity=_multiplicity(stored, model.segment_classes),
         )
         _show(out, explanation)
@@ -88,6 +90,8 @@ class _Explanation:
     others: tuple[tuple[ParallelPlan, str], ...]
     """Plans that were not chosen, and why."""
     changes: list[dict[str, Any]]
+    memory: MemoryMargin | None
+    """What measured peaks say of predicted ones."""
     multiplicity: tuple[int, ...]
     """How many segments each entry of the plan is for."""
 
@@ -106,6 +110,10 @@ def _show(out: Output, found: _Explanation) -> None:
         f"{report.schedule_words(plan)}; chosen by {plan.provenance.solver}"
     )
     out.say(report.prediction_words(found.predicted))
+    if correction := report.correction_words(found.predicted):
+        out.say(correction)
+    if found.memory is not None:
+        out.say(report.memory_margin_words(found.predicted, found.memory))
     if found.reason is None:
         out.say("Planning again chooses another plan; it is the first of the other plans below.")
     else:
@@ -129,6 +137,7 @@ def _document(found: _Explanation) -> dict[str, Any]:
             cause: report.source_of(found.predicted, cause)
             for cause in (*found.predicted.breakdown, *found.predicted.memory_breakdown)
         },
+        "memory_margin": None if found.memory is None else dataclasses.asdict(found.memory),
         "is_still_best": found.reason is not None,
         "reason": found.reason,
         "segments": [
@@ -168,12 +177,13 @@ def sensitivity(plan: ParallelPlan, model: Any) -> list[dict[str, Any]]:
     Each entry has ``change`` and ``effect`` in words, ``step_time_s``, ``peak_memory_bytes``,
     ``memory_capacity_bytes`` and ``fits``. The decisions stay: another plan may do better there.
     """
+    from meshwright.cost.corrected import corrected
     from meshwright.cost.model import StepCostModel, choice_of
 
     cluster: Cluster = model.cluster
     table = model.table_of_plan(plan)
     choice = choice_of(plan, model.segment_classes)
-    before = model.cost(plan)
+    before = model.corrected(plan, model.cost(plan))
     found = []
     for change, changed in _changes(cluster):
         varied = StepCostModel(
@@ -185,6 +195,7 @@ def sensitivity(plan: ParallelPlan, model: Any) -> list[dict[str, Any]]:
             pricing=model.pricing,
         )
         cost = varied.pricer.price(table, choice)
+        cost = corrected(varied.pricer, [table] * len(choice.starts), choice, cost)
         prediction = varied.prediction(cost, plan.mesh.num_devices)
         needs = format_bytes(prediction.peak_memory_bytes)
         has = format_bytes(prediction.memory_capacity_bytes)

@@ -16,7 +16,7 @@ from meshwright.cli.output import Output, output_for
 from meshwright.cluster import Cluster, parse_cluster
 from meshwright.errors import BadRequest
 from meshwright.strict_json import one_line
-from meshwright.tracking import LocalTracker, Mirrored, Tracker, WandbMode, open_mirror
+from meshwright.tracking import Tracker, WandbMode, open_tracker
 
 if TYPE_CHECKING:
     from meshwright.cli.fit_sources import Sources
@@ -241,18 +241,14 @@ class _Job:
         self._out.document(self._document(result, run_id))
 
     def _tracker(self) -> tuple[Tracker, str]:
-        local = LocalTracker(self._folder)
-        mirror = open_mirror(
+        return open_tracker(
+            self._folder,
             self._wandb,
             project=self._project,
             group=self._group,
-            name=self._folder.name,
-            run_id=local.run_id,
-            folder=self._folder,
             complain=self._complain,
+            job_type="fit",
         )
-        trackers = [local] if mirror is None else [local, mirror]
-        return Mirrored(trackers, complain=self._complain), local.run_id
 
     def _complain(self, problem: str) -> None:
         self._problems.append(problem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,10 @@ from meshwright.gnn_cost.operators.overheads import host_overhead_s
 from meshwright.gnn_cost.operators.splits import take, with_rest
 from meshwright.gnn_cost.pretrained_pricing import load_pricing, pretrained_folder
 from meshwright.gnn_cost.samples import MeasuredGraphs
-from meshwright.records import Kind
+from meshwright.records import Kind, RecordStore
 from meshwright.strict_json import one_line
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "corrected_pricing"]
 
 _MAX_SHOWN = 8
 _WEIGHTS = ("*.safetensors", "*.json")
@@ -68,23 +68,10 @@ def calibrate(
     Raises:
         BadRequest: there is nothing learned to correct, or nothing measured to correct it by.
     """
-    where = weights or (folder if (folder / "card.json").is_file() else None)
-    pricing = load_pricing(where, with_calibrations=False)
-    if not pricing.is_learned:
-        raise BadRequest(
-            "--calibrate: there are no learned prices to correct; give --weights, the folder of a "
-            "`meshwright fit`"
-        )
-    sources = read_sources(paths, out.progress)
-    parts, skipped = _parts(sources, pricing, cluster)
-    if not parts:
+    found, files, skipped = _written(paths, weights, folder, cluster, out.progress)
+    if not found:
         said = "; ".join(f"{name}: {reason}" for name, reason in skipped[:_MAX_SHOWN])
         raise BadRequest(f"--calibrate: nothing was measured that can be used: {one_line(said)}")
-    _copy_weights(where or pretrained_folder(), folder)
-    found = [
-        _calibration(device, together(given), pricing, sources) for device, given in parts.items()
-    ]
-    files = [write_calibration_of_device(one, folder) for one in found]
     _show(out, found, skipped, folder)
     out.document(
         {
@@ -93,6 +80,56 @@ def calibrate(
             "skipped": [{"what": name, "reason": reason} for name, reason in skipped],
         }
     )
+
+
+def corrected_pricing(
+    store: str,
+    *,
+    weights: Path | None,
+    folder: Path,
+    cluster: Cluster | None,
+    say: Callable[[str], None],
+) -> Pricing:
+    """Learned prices, corrected in ``folder`` by the operators and collectives of a record store.
+
+    As they are where the store holds neither; other arguments as for ``calibrate``.
+    """
+    measured = (Kind.OPERATOR, Kind.COLLECTIVE)
+    if not any(RecordStore(Path(store)).query(kind=kind)[0] for kind in measured):
+        say("the store measured no operator or collective; prices are as learned elsewhere")
+        return load_pricing(weights)
+    found, _, skipped = _written([store], weights, folder, cluster, say)
+    for name, reason in skipped[:_MAX_SHOWN]:
+        say(f"not used: {name}: {reason}")
+    if not found:
+        return load_pricing(weights)
+    return load_pricing(folder)
+
+
+def _written(
+    paths: Sequence[str],
+    weights: Path | None,
+    folder: Path,
+    cluster: Cluster | None,
+    say: Callable[[str], None],
+) -> tuple[list[DeviceCalibration], list[Path], list[tuple[str, str]]]:
+    """The calibrations written into ``folder``, their files, and what cannot be used, why."""
+    where = weights or (folder if (folder / "card.json").is_file() else None)
+    pricing = load_pricing(where, with_calibrations=False)
+    if not pricing.is_learned:
+        raise BadRequest(
+            "--calibrate: there are no learned prices to correct; give --weights, the folder of a "
+            "`meshwright fit`"
+        )
+    sources = read_sources(paths, say)
+    parts, skipped = _parts(sources, pricing, cluster)
+    if not parts:
+        return [], [], skipped
+    _copy_weights(where or pretrained_folder(), folder)
+    found = [
+        _calibration(device, together(given), pricing, sources) for device, given in parts.items()
+    ]
+    return found, [write_calibration_of_device(one, folder) for one in found], skipped
 
 
 def _plain(one: DeviceCalibration, file: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ __all__ = [
     "FixOption",
     "JsonOption",
     "PlanArgument",
+    "PlannerOption",
     "PlotOption",
     "RuleOption",
     "job_of",
@@ -46,6 +47,14 @@ CostModelOption = Annotated[
     typer.Option(
         help="Price with this: analytic, learned (the package's, usual for accelerators) or the "
         "folder of a fit.",
+        metavar="NAME|DIR",
+    ),
+]
+PlannerOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Ask this learned planner too: none (usual at -O1), pretrained (the package's, usual "
+        "at -O2) or the folder of a training.",
         metavar="NAME|DIR",
     ),
 ]

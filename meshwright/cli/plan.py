@@ -14,6 +14,7 @@ from meshwright.cli.options import (
     CostModelOption,
     FixOption,
     JsonOption,
+    PlannerOption,
     RuleOption,
     job_of,
     parse_duration_s,
@@ -47,6 +48,7 @@ def plan(
     fix: FixOption = None,
     rule: RuleOption = None,
     cost_model: CostModelOption = None,
+    planner: PlannerOption = None,
     allow_unrunnable: Annotated[
         bool, typer.Option(help="Let plans win that the runtime cannot carry yet.")
     ] = False,
@@ -79,6 +81,7 @@ def plan(
             seed=seed,
             rule=rule,
             pricing=named_pricing(cost_model, parse_cluster(cluster)),
+            planner=planner,
             progress=out.progress,
         )
         found = planned.result.plan

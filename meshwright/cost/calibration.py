@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Self
 
 import msgspec
@@ -27,13 +26,9 @@ from meshwright.errors import BadRequest
 from meshwright.strict_json import (
     JsonValue,
     convert,
-    dump_json,
-    load_json,
-    read_source,
-    write_text_atomically,
 )
 
-__all__ = ["DEFAULTS", "Bounds", "Calibration", "Origin", "read_calibration"]
+__all__ = ["DEFAULTS", "Bounds", "Calibration", "Origin"]
 
 _SCHEMA_VERSION = 1
 
@@ -106,6 +101,11 @@ class Calibration:
     overlap_fraction: float = _figure(0.8, 0.0, 1.0)
     """Share of a function's compute that communication started early can hide behind: the first
     bucket is ready only after the first backward segment, the last has nothing behind it."""
+    gather_overlap: float = _figure(1.0, 0.0, 1.0)
+    """How much of ``overlap_fraction`` holds for gathers of ZeRO-3; 0: nothing is prefetched."""
+    gather_s_per_byte: float = _figure(0.0, 0.0, 1e-9, "s/B")
+    """What a framework adds to gathers of ZeRO-3 for each byte of the result: copies and waits of
+    its host."""
     publish_overlap: float = _figure(0.0, 0.0, 1.0)
     """Share of one forward that the gather of updated parameters hides behind; 0: it comes first,
     as in our runtime."""
@@ -235,10 +235,6 @@ class Calibration:
                 raise BadRequest(f"{where}: {error}") from error
         return found
 
-    def write(self, path: Path) -> None:
-        """Write ``to_json`` to a file."""
-        write_text_atomically(dump_json(self.to_json()), path)
-
 
 class _FigureForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     value: int | float | str
@@ -248,16 +244,6 @@ class _FigureForm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class _Form(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     schema_version: int
     figures: dict[str, _FigureForm]
-
-
-def read_calibration(path: Path) -> Calibration:
-    """The calibration in a JSON file.
-
-    Raises:
-        BadRequest: it cannot be read, or does not follow the form.
-    """
-    data, name = read_source(path, error=BadRequest, what="calibration")
-    return Calibration.from_json(load_json(data, error=BadRequest, name=name), where=name)
 
 
 DEFAULTS = Calibration()

@@ -8,11 +8,12 @@ import numpy as np
 
 from meshwright.cost.columns import FloatArray, IntArray
 from meshwright.cost.memory import StageMemory
+from meshwright.cost.pricing import Correction
 from meshwright.cost.reduction import stages_of
 from meshwright.cost.table import Split
 from meshwright.plans.plan import Compression, Recompute, ScheduleName
 
-__all__ = ["TIME_CAUSES", "Choice", "StepCost"]
+__all__ = ["CORRECTION_CAUSE", "TIME_CAUSES", "Choice", "StepCost"]
 
 TIME_CAUSES = (
     "compute",
@@ -28,6 +29,9 @@ TIME_CAUSES = (
     "data_loading",
     "stragglers",
 )
+
+CORRECTION_CAUSE = "step_correction"
+"""A further cause where measured steps correct the sum (``cost.corrected``); may be below zero."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,15 +102,22 @@ class StepCost:
     """Time and memory of one step."""
 
     breakdown_s: dict[str, float]
-    """``TIME_CAUSES`` to seconds; they sum to ``time_s``."""
+    """``TIME_CAUSES`` to seconds, and a correction's; they sum to ``time_s``."""
     memory: StageMemory
     capacity_bytes: FloatArray
     """(stages,) of the smallest device."""
+    correction: Correction | None = None
+    """What measured steps say of it; ``None``: not asked."""
 
     @property
     def time_s(self) -> float:
         """Seconds of the step."""
         return sum(self.breakdown_s.values())
+
+    @property
+    def parts_s(self) -> float:
+        """Seconds of the step before any correction, as searches compare it."""
+        return self.time_s - self.breakdown_s.get(CORRECTION_CAUSE, 0.0)
 
     @property
     def fullest_stage(self) -> int:

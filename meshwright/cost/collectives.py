@@ -12,12 +12,15 @@ For ``n`` ranks on one link of latency ``a`` and bandwidth ``w``, with payload `
     ring attention         (n - 1) a + (n - 1) / n B / w
 
 (Thakur, Rabenseifner, Gropp 2005 for the rings; the tree of all-gather stands for NCCL's PAT, whose
-half bandwidth is an assumption.) A group that spreads evenly over several levels may also go level
-by level: within hosts first, then each rank with its ``1 / k`` share across hosts, as NCCL's
-rings over all ports of a host amount to. The payload moves in chunks, and while one crosses between
-hosts the next are under way within: the levels have links of their own, so their latencies add up,
-but of the bytes' times only that of the slowest level counts. An all-to-all likewise sends to every
-level at once. The fastest of these algorithms counts. ``w`` is the share
+half bandwidth is an assumption, and which takes one rank of each host.) A group that spreads evenly
+over several levels has rings over all ports of a host, each through all ranks, so that each link
+between hosts carries the ``1 / k`` share of a rank. The payload moves in chunks, and while one
+crosses between hosts the next are under way within: the levels have links of their own, so of the
+bytes' times only that of the slowest level counts. Latencies add up: a ring of ``n`` ranks takes
+``n - 1`` steps a round, of which one less than there are hosts lie between hosts
+(``flat_ring_hops``; NCCL's src/graph/tuning.cc counts them so). An all-reduce may take a tree
+between hosts instead; all-gather and reduce-scatter have none (NCCL issues 530, 1473). An
+all-to-all sends to every level at once. The fastest of these algorithms counts. ``w`` is the share
 ``Calibration.link_efficiency`` of the data sheet.
 
 A learned ``CollectivePricer`` takes the place of all this, but among CPUs. It is asked once for
@@ -45,6 +48,7 @@ __all__ = [
     "CollectivePrices",
     "alternatives",
     "collective_time_s",
+    "flat_ring_hops",
 ]
 
 _ASKED_BYTES = 2.0 ** (np.arange(8 * 40 + 1) / 8)
@@ -78,11 +82,23 @@ def alternatives(
         return (((num_ranks - 1) * top.latency_s, share / top_bytes_per_s),)
     rounds = 2 if kind == CollectiveKind.ALL_REDUCE else 1
     found = [(rounds * (num_ranks - 1) * top.latency_s, rounds * share / top_bytes_per_s)]
-    tree_share = 1.0 if kind == CollectiveKind.ALL_REDUCE else share
-    found.append((rounds * tree_s, 2 * tree_share / top_bytes_per_s))
+    is_reduce = kind == CollectiveKind.ALL_REDUCE
+    if is_reduce or len(levels) == 1:
+        found.append((rounds * tree_s, 2 * (1.0 if is_reduce else share) / top_bytes_per_s))
     if uniform and len(levels) > 1:
-        found += _hierarchical([level.link for level in levels], rates, sizes, hops, rounds)
+        rings = _hierarchical([level.link for level in levels], rates, sizes, hops, rounds)
+        found += rings if is_reduce else rings[:1]
     return tuple(found)
+
+
+def flat_ring_hops(sizes: Sequence[float]) -> tuple[float, ...]:
+    """How often one round of a ring through all ranks crosses each level, lowest first.
+
+    ``sizes`` are those of the levels; all but the first crossing of a level lie between its units::
+
+        (sizes[0] - 1) sizes[1] sizes[2]...,  (sizes[1] - 1) sizes[2]...,  ...
+    """
+    return tuple((size - 1) * math.prod(sizes[i + 1 :]) for i, size in enumerate(sizes))
 
 
 def _hierarchical(
@@ -92,10 +108,12 @@ def _hierarchical(
     hops: Sequence[int],
     rounds: int,
 ) -> list[Affine]:
-    """Level by level; by rings, or by a tree of half the bandwidth on the top level.
+    """Rings through all ranks; rings below and a tree of half the bandwidth on the top level.
 
     Latencies add up, since the first chunk passes every level; the slowest level sets the pace.
     """
+    crossed = zip(flat_ring_hops(sizes), links, strict=True)
+    flat_s = rounds * sum(times * link.latency_s for times, link in crossed)
     ring_s = per_byte_s = 0.0
     inner = 1
     for link, rate, size in zip(links[:-1], rates[:-1], sizes[:-1], strict=True):
@@ -105,7 +123,7 @@ def _hierarchical(
     top, size = links[-1], sizes[-1]
     top_s_per_byte = rounds * (size - 1) / size / inner / rates[-1]
     return [
-        (ring_s + rounds * (size - 1) * top.latency_s, max(per_byte_s, top_s_per_byte)),
+        (flat_s, max(per_byte_s, top_s_per_byte)),
         (ring_s + rounds * hops[-1] * top.latency_s, max(per_byte_s, 2 * top_s_per_byte)),
     ]
 
@@ -180,6 +198,7 @@ class CollectivePrices:
         self._costs: dict[tuple[int, CollectiveKind], tuple[Affine, ...]] = {}
         self._asked: dict[tuple[int, CollectiveKind], Priced] = {}
         self._known: dict[_Members, _Members] = {}
+        self._sent: dict[tuple[int, float], float] = {}
 
     @property
     def is_learned(self) -> bool:
@@ -192,7 +211,10 @@ class CollectivePrices:
             return 0.0
         members = self._pair(source, target)
         if self._is_learned(members):
-            return self._time_s(CollectiveKind.HALO, num_bytes, members)
+            key = (id(members), num_bytes)
+            if key not in self._sent:
+                self._sent[key] = self._time_s(CollectiveKind.HALO, num_bytes, members)
+            return self._sent[key]
         link = members.levels[-1].link
         return link.latency_s + num_bytes / (link.bytes_per_s * self.link_efficiency)
 

@@ -183,7 +183,10 @@ class KindPrices:
             num_bytes = np.where(joined, num_bytes * roofline.pointwise_traffic, num_bytes)
         attended = np.where(np.isin(kinds.family, _ATTENTION), kinds.flop_factor, 1.0)
         flop = kinds.flop * weights[kinds.flop_scale] * attended
-        found = roofline.device_time_s(flop, num_bytes)
+        cast = np.zeros(kinds.count, dtype=np.bool_)
+        if roofline.matmul_dtype:
+            cast[self.work.rows] = self.work.is_cast
+        found = roofline.device_time_s(flop, num_bytes, is_cast=cast)
         if roofline.kernels != PLAIN:
             rows = self.work.rows
             work = self.operator_work([weights], roofline)
@@ -211,12 +214,16 @@ class KindPrices:
         """Price the kinds at every one of these weights, and remember it."""
         rows = self.work.rows
         most = max(_MAX_ROWS // max(len(rows), 1), 1)
+        # Splits with equal amounts for a micro-batch come together, as they share prices.
+        wanted = sorted(wanted, key=lambda weights: (weights[3], weights[2]))
         for start in range(0, len(wanted), most):
             some = wanted[start : start + most]
-            work = self.operator_work(some, roofline)
-            priced = roofline.operators(work, is_cast=self._is_cast(len(some), roofline))
+            work, kept, place = self.work.distinct(self.operator_work(some, roofline))
+            is_cast = self._is_cast(len(some), roofline)[kept]
+            priced = roofline.operators(work, is_cast=is_cast)
             found = np.zeros((2, len(some), self.kinds.count))
-            found[:, :, rows] = np.stack([priced.time_s, priced.trust]).reshape(2, len(some), -1)
+            each = np.stack([priced.time_s, priced.trust])[:, place]
+            found[:, :, rows] = each.reshape(2, len(some), -1)
             for weights, device_s, trust in zip(some, *found, strict=True):
                 self._device[roofline, weights.tobytes()] = (device_s, trust)
 

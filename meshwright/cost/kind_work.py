@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from meshwright.cost.columns import Columns, FloatArray, IntArray
 from meshwright.cost.distinct import NodeKinds
 from meshwright.cost.op_work import COUNTED
-from meshwright.cost.work import DTYPES, EdgeKind, Family, OperatorWork
+from meshwright.cost.work import DTYPES, EdgeKind, Family, OperatorWork, components
 
 __all__ = ["JOINED", "LINEAR", "NARROW", "KindWork"]
 
@@ -90,6 +90,36 @@ class KindWork:
             edges=np.tile(self._edges, splits) + first,
             edge_kind=np.tile(self._edge_kind, splits),
         )
+
+    def distinct(self, work: OperatorWork) -> tuple[OperatorWork, IntArray, IntArray]:
+        """Of what ``at`` gave, every connected graph once, however many splits have it alike.
+
+        Returns:
+            That; which rows of ``work`` it has; (S * R,) the row of it that stands for each of
+            ``work``.
+        """
+        count = len(self.rows)
+        amounts = np.column_stack([work.dims, work.flop, work.num_bytes])
+        by_split = amounts.reshape(-1, count, amounts.shape[1])
+        same_as = np.empty(by_split.shape[:2], dtype=np.int64)
+        graph = components(self._edges, count)
+        for number in range(graph.max(initial=-1) + 1):
+            rows = np.flatnonzero(graph == number)
+            own = by_split[:, rows].reshape(len(by_split), -1)
+            _, first, which = np.unique(own, axis=0, return_index=True, return_inverse=True)
+            same_as[:, rows] = first[which][:, None] * count + rows
+        kept, place = np.unique(same_as, return_inverse=True)
+        is_kept = np.isin(work.edges[0], kept)
+        once = OperatorWork(
+            family=work.family[kept],
+            dtype=work.dtype[kept],
+            dims=work.dims[kept],
+            flop=work.flop[kept],
+            num_bytes=work.num_bytes[kept],
+            edges=np.searchsorted(kept, work.edges[:, is_kept]),
+            edge_kind=work.edge_kind[is_kept],
+        )
+        return once, kept, place.reshape(-1)
 
     def _meets_softmax(self, edges: IntArray) -> NDArray[np.bool_]:
         """(R,) rows joined to a softmax or its backward, directly or through a copy."""

@@ -21,8 +21,11 @@ import numpy as np
 
 from meshwright.cluster.model import Cluster
 from meshwright.cost.base import Source
+from meshwright.cost.choice import CORRECTION_CAUSE
+from meshwright.cost.corrected import corrected
 from meshwright.cost.kind_times import batch_splits
 from meshwright.cost.memory import CAUSES
+from meshwright.cost.precision import TORCH_DTYPE, check_units, pricing_for
 from meshwright.cost.pricing import ANALYTIC, Pricing
 from meshwright.cost.reduction import data_traffic
 from meshwright.cost.sources import learned_share, learned_shares
@@ -35,19 +38,12 @@ from meshwright.graph.factors import FactorAnalysis
 from meshwright.graph.opgraph import InputRole, OpGraph
 from meshwright.graph.periods import Periods
 from meshwright.graph.segments import Segmentation
-from meshwright.plans.plan import AXIS_NAMES, JobSpec, ParallelPlan, Precision, Prediction
+from meshwright.plans.plan import AXIS_NAMES, JobSpec, ParallelPlan, Prediction
 from meshwright.spmd.layout import MICRO
 from meshwright.spmd.program import CollectiveKind
 from meshwright.spmd.wanted import Shard
 
 __all__ = ["StepCostModel", "choice_of", "split_of"]
-
-TORCH_DTYPE = {
-    Precision.FP64: "float64",
-    Precision.FP32: "float32",
-    Precision.BF16: "bfloat16",
-    Precision.FP16: "float16",
-}
 
 Shards = Sequence[Shard]
 _Item = TypeVar("_Item")
@@ -109,6 +105,7 @@ class StepCostModel:
         job: JobSpec,
         periods: Periods | None = None,
         pricing: Pricing = ANALYTIC,
+        tabulator: Tabulator | None = None,
     ) -> None:
         """Tables are built when a plan first needs them, on a short graph where there is one.
 
@@ -120,27 +117,29 @@ class StepCostModel:
             job: what they shall compute.
             periods: runs of equal units, for tables in a time nearly free of their number.
             pricing: of operators and collectives, and how they join into a step.
+            tabulator: of this analysis, where models of other clusters have one.
 
         Raises:
             BadRequest: a device of the cluster has no unit for the job's precision.
         """
+        check_units(cluster, job.precision)
         self.analysis = analysis
         self.segmentation = segmentation
         self.labels = labels
         self.cluster = cluster
         self.job = job
         self.periods = periods
-        self.pricing = pricing
+        self.pricing = pricing_for(pricing, job.precision)
         self.pricer = StepPricer(
             cluster,
             dtype=TORCH_DTYPE[job.precision],
             optimizer=job.optimizer,
-            pricing=pricing,
+            pricing=self.pricing,
         )
         self.segment_classes = tuple(s.segment_class for s in segmentation.segments)
         self._tables: dict[tuple[object, ...], CostTable] = {}
         self._refused: set[tuple[object, ...]] = set()
-        self._tabulator = Tabulator(analysis, segmentation, labels, periods)
+        self._tabulator = tabulator or Tabulator(analysis, segmentation, labels, periods)
 
     # Tables ------------------------------------------------------------------------------------
 
@@ -312,14 +311,24 @@ class StepCostModel:
     def predict(self, plan: ParallelPlan) -> Prediction:
         """Step time and peak memory of ``plan``; see ``CostModel``."""
         devices = {device for stage in plan.stages for device in stage.devices}
-        cost = self.cost(plan)
+        cost = self.corrected(plan, self.cost(plan))
         return self.prediction(cost, len(devices), learned=self.learned_shares(plan, cost))
+
+    def corrected(self, plan: ParallelPlan, cost: StepCost) -> StepCost:
+        """``cost`` of ``plan`` as measured steps correct it (``cost.corrected``)."""
+        if self.pricing.steps is None or cost.correction is not None:
+            return cost
+        return corrected(self.pricer, *self._priced_by(plan), cost)
 
     def learned_shares(self, plan: ParallelPlan, cost: StepCost) -> dict[str, float]:
         """How far the time of ``plan`` is learned, by cause (``cost.sources``)."""
+        return learned_shares(self.pricer, *self._priced_by(plan), cost.breakdown_s)
+
+    def _priced_by(self, plan: ParallelPlan) -> tuple[list[CostTable], Choice]:
+        """One table for each stage, and what is decided."""
         choice = choice_of(plan, self.segment_classes)
         tables = self._stage_tables(plan, choice) or [self.table_of_plan(plan)] * len(plan.stages)
-        return learned_shares(self.pricer, tables, choice, cost.breakdown_s)
+        return tables, choice
 
     def prediction(
         self, cost: StepCost, num_devices: int, *, learned: Mapping[str, float] = {}
@@ -333,10 +342,14 @@ class StepCostModel:
         peaks = [roofline.peak_flop_per_s for roofline in self.pricer.rooflines.values()]
         peak = peaks[0] if len(peaks) == 1 else self._mean_peak_flop_per_s()
         time_s = cost.time_s
+        interval_s = self.pricing.interval_s(time_s, share)
+        if cost.correction is not None:
+            learned = {**learned, CORRECTION_CAUSE: cost.correction.trust}
+            interval_s = cost.correction.interval_s(time_s, interval_s)
         num_tokens = tokens_per_sample(graph, self.labels)
         return Prediction(
             step_time_s=time_s,
-            step_time_interval_s=self.pricing.interval_s(time_s, share),
+            step_time_interval_s=interval_s,
             peak_memory_bytes=sum(memory.values()),
             memory_capacity_bytes=int(cost.capacity_bytes[stage]),
             fits=cost.fits,

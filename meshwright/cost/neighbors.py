@@ -12,9 +12,9 @@ blocks of keys and values go around in ``n - 1`` steps beside the attention to t
     time beyond the compute = max(0, (n - 1) a + (n - 1) / n B / w - compute)
 
 with ``B`` bytes of all keys and values; backward, their gradients go around too, which doubles
-``B``. With a causal mask the last rank attends to all ``n`` blocks and the first to one; blocks of
-consecutive tokens thus gain nothing from the mask. Operator counts are those without a mask, and so
-what is priced is the last rank.
+``B``. With a causal mask the last rank attends to ``n - 1`` whole blocks and half of its own, and
+the others wait for it: consecutive tokens thus gain next to nothing from the mask. Ranks that hold
+one block from the front and one from the back each (zig-zag, Megatron-Core) all do half of all.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from meshwright.cost.columns import FloatArray, IntArray
+from meshwright.cost.op_work import factor_of_all_pairs
+from meshwright.cost.work import Family
 from meshwright.graph.factors import LeafFactor, Place
 from meshwright.graph.rules.base import Variant
 from meshwright.spmd.nodes import OpNode, ShardedGraph
 from meshwright.spmd.program import CollectiveKind
 
-__all__ = ["Exchange", "exchanges_of", "exposed_ring_s"]
+__all__ = ["Exchange", "exchanges_of", "exposed_ring_s", "of_every_rank", "of_last_rank"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +98,22 @@ def _halo_share(factor: LeafFactor) -> float:
     halo = factor.halo
     assert halo is not None
     return (halo.before + max(halo.after, 0)) / (halo.stride * factor.size)
+
+
+def of_last_rank(flop_factor: float, family: Family, ways: int) -> float:
+    """The factor on arithmetic of the last of ``ways`` ranks in a ring of consecutive tokens.
+
+    ``flop_factor`` is that of all of them together.
+    """
+    full = factor_of_all_pairs(family)
+    return full - (full - flop_factor) / ways
+
+
+def of_every_rank(last: FloatArray, family: IntArray, ways: int) -> FloatArray:
+    """The reverse of ``of_last_rank``, elementwise: of ranks that share the pairs evenly."""
+    is_backward = family == Family.ATTENTION_BACKWARD
+    full = np.where(is_backward, factor_of_all_pairs(Family.ATTENTION_BACKWARD), 1.0)
+    return np.asarray(full - (full - last) * ways)
 
 
 def exposed_ring_s(

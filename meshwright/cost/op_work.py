@@ -243,10 +243,15 @@ def _work_of(tensors: _Tensors) -> OpWork:
     )
 
 
+def factor_of_all_pairs(family: Family) -> float:
+    """``OpWork.flop_factor`` of attention without a mask."""
+    return _RECOMPUTED_SCORES if family is Family.ATTENTION_BACKWARD else 1.0
+
+
 def _flop_factor(tensors: _Tensors, family: Family, sizes: _Sizes) -> float:
     if family in COUNTED:
         share = _attended(tensors, sizes) if tensors.name in _CAUSAL_ARGUMENT else 1.0
-        return share * (_RECOMPUTED_SCORES if family is Family.ATTENTION_BACKWARD else 1.0)
+        return share * factor_of_all_pairs(family)
     if tensors.name in _ELEMENT_FLOP_OF_NAME:
         return _ELEMENT_FLOP_OF_NAME[tensors.name]
     forward = tensors.name.removesuffix("_backward")

@@ -8,7 +8,8 @@ the analytic one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,9 +25,13 @@ __all__ = [
     "ANALYTIC",
     "ANALYTIC_INTERVAL",
     "CollectivePricer",
+    "Correction",
+    "MemoryMargin",
     "OperatorPricer",
     "Priced",
     "Pricing",
+    "StepCorrector",
+    "StepShape",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -74,6 +79,67 @@ class CollectivePricer(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StepShape:
+    """What a step is made of: all that measured steps may correct it by."""
+
+    breakdown_s: Mapping[str, float]
+    """Seconds by cause."""
+    family_s: FloatArray
+    """(``len(Family)``,) of operators that the busiest device group runs."""
+    num_runs: float
+    """Operators that group runs."""
+    peak_flop_per_s: float
+    """Data sheet of its device, for the step's products."""
+    memory_bytes_per_s: float
+    num_devices: int
+    tp: int
+    num_stages: int
+    num_microbatches: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """What measured steps say of a predicted one."""
+
+    factor: float
+    """Of its time; 1 far from all that was measured."""
+    trust: float
+    """From 0, far from all that was measured, to 1."""
+    log_half_width: float
+    """Of the interval of the logarithm of the time, where ``trust`` is 1."""
+
+    def interval_s(self, time_s: float, usual_s: tuple[float, float]) -> tuple[float, float]:
+        """Interval of the corrected ``time_s``; ``usual_s`` is that without a correction."""
+        low, high = (
+            (1 - self.trust) * math.log(usual / time_s) + self.trust * own
+            for usual, own in zip(usual_s, (-self.log_half_width, self.log_half_width), strict=True)
+        )
+        return time_s * math.exp(low), time_s * math.exp(high)
+
+
+class StepCorrector(Protocol):
+    """Corrects the time of whole steps; for the last ranking of plans, not for their search."""
+
+    def step(self, shape: StepShape) -> Correction:
+        """What measured steps say of one predicted as ``shape``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryMargin:
+    """What measured peaks exceed predicted ones by."""
+
+    level: float
+    """Of the quantile, over configurations."""
+    margin: float
+    """Over the prediction."""
+    runs: int
+    configurations: int
+    sources: tuple[str, ...]
+    """Where the runs come from."""
+
+
 ANALYTIC_INTERVAL = (0.8, 1.5)
 """Interval of an analytic step time, relative to it. Assumption."""
 
@@ -92,6 +158,10 @@ class Pricing:
     """``None``: by roofline."""
     collectives: CollectivePricer | None = None
     """``None``: by latency and bandwidth."""
+    steps: StepCorrector | None = None
+    """``None``: a step is what its parts add up to."""
+    memory: MemoryMargin | None = None
+    """``None``: nothing is learned of it."""
     calibration: Calibration = DEFAULTS
     interval: tuple[float, float] = ANALYTIC_INTERVAL
     """Quantiles of measured over predicted step times where all of a step is learned."""

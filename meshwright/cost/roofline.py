@@ -44,7 +44,7 @@ class Roofline:
     flop_per_s: float
     """Reached, efficiency included."""
     peak_flop_per_s: float
-    """Data sheet; for utilization."""
+    """Data sheet, of ``matmul_dtype`` where there is one; for utilization."""
     bytes_per_s: float
     """Reached, efficiency included."""
     launch_latency_s: float
@@ -56,16 +56,26 @@ class Roofline:
     """Share of the traffic of element-wise operators that is left after fusion."""
     matmul_dtype: str = ""
     """What the products of linear layers are done in, where not as the job's precision says."""
+    cast_speedup: float = 1.0
+    """Rate of products in ``matmul_dtype`` over ``flop_per_s``."""
     kernels: TrainingKernels = PLAIN
     """What training adds to the price of an operator."""
     learned: BoundPricer | None = None
     """Prices operators in place of the rates above."""
 
     def device_time_s(
-        self, flop: NDArray[np.float64], num_bytes: NDArray[np.float64]
+        self,
+        flop: NDArray[np.float64],
+        num_bytes: NDArray[np.float64],
+        *,
+        is_cast: NDArray[np.bool_] | bool = False,
     ) -> NDArray[np.float64]:
         """Time of each operator on the device, without its launch."""
-        return np.asarray(np.maximum(flop / self.flop_per_s, num_bytes / self.bytes_per_s))
+        rate = self._flop_per_s(is_cast)
+        return np.asarray(np.maximum(flop / rate, num_bytes / self.bytes_per_s))
+
+    def _flop_per_s(self, is_cast: NDArray[np.bool_] | bool) -> NDArray[np.float64]:
+        return np.where(is_cast, self.flop_per_s * self.cast_speedup, self.flop_per_s)
 
     def operators(self, work: OperatorWork, *, is_cast: NDArray[np.bool_]) -> Priced:
         """Learned prices of ``work`` as training runs it; only where ``learned``."""
@@ -83,7 +93,7 @@ class Roofline:
             time_s,
             work,
             is_cast=is_cast,
-            flop_per_s=self.flop_per_s,
+            flop_per_s=self._flop_per_s(is_cast),
             bytes_per_s=self.bytes_per_s,
         )
 
@@ -117,11 +127,12 @@ def roofline_of(
     """
     is_cpu = device.name == "cpu"
     known = calibration
+    plain_peak = device.peak_flop_per_s(dtype)
     peak = device.peak_flop_per_s(known.matmul_dtype or dtype)
     flop_share = known.cpu_flop_efficiency if is_cpu else known.flop_efficiency
     memory_share = known.cpu_memory_efficiency if is_cpu else known.memory_efficiency
     return Roofline(
-        flop_per_s=peak * flop_share,
+        flop_per_s=plain_peak * flop_share,
         peak_flop_per_s=peak,
         bytes_per_s=device.memory_bytes_per_s * memory_share,
         launch_latency_s=device.launch_latency_s * known.launch_scale,
@@ -129,6 +140,7 @@ def roofline_of(
         to_host_bytes_per_s=device.to_host_bytes_per_s * known.memory_efficiency,
         pointwise_traffic=known.pointwise_traffic,
         matmul_dtype=known.matmul_dtype,
+        cast_speedup=peak / plain_peak,
         kernels=TrainingKernels(
             attention_forward=known.attention_forward_efficiency,
             attention_backward=known.attention_backward_efficiency,

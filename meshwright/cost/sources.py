@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from meshwright.cost.calibration import Calibration, Origin
-from meshwright.cost.choice import Choice
+from meshwright.cost.choice import CORRECTION_CAUSE, Choice
 from meshwright.cost.columns import FloatArray
 from meshwright.cost.reduction import Payload
 from meshwright.cost.step import StepPricer
@@ -38,7 +38,7 @@ _Sum = tuple[float, float]
 
 def learned_share(shares: Mapping[str, float], breakdown_s: Mapping[str, float]) -> float:
     """Of a whole step, 0 to 1."""
-    total_s = sum(breakdown_s.values())
+    total_s = sum(s for cause, s in breakdown_s.items() if cause != CORRECTION_CAUSE)
     learned_s = sum(shares.get(cause, 0.0) * seconds for cause, seconds in breakdown_s.items())
     return min(learned_s / total_s, 1.0) if total_s else 0.0
 

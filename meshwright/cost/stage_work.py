@@ -22,6 +22,7 @@ from meshwright.plans.plan import Recompute
 __all__ = [
     "StageOrder",
     "StageWork",
+    "beside_gathers",
     "exposed_s",
     "merged_columns",
     "overlap_terms",
@@ -135,33 +136,32 @@ def stage_work(
     forward_s, backward_s = stages("forward_s"), stages("backward_s")
 
     def gather(payload: Payload) -> FloatArray:
-        return order.sums(
-            traffic_times_s((payload,), split, prices, bucket_bytes=None, size=table.num_segments)
-        )
+        size = len(policies)
+        return order.sums(traffic_times_s((payload,), split, prices, bucket_bytes=None, size=size))
 
-    def reduce(payloads: tuple[Payload, ...]) -> FloatArray:
-        return traffic_times_s(
-            payloads, split, prices, bucket_bytes=bucket_bytes, size=len(order.starts)
-        )
+    def gathered(payload: Payload, compute_s: FloatArray) -> FloatArray:
+        added_s = calibration.gather_s_per_byte * order.sums(payload.num_bytes)
+        return exposed_s(gather(payload) + added_s, compute_s, hides, beside_gathers(calibration))
 
+    per_stage = partial(traffic_times_s, bucket_bytes=bucket_bytes, size=len(order.starts))
     exposed = partial(exposed_s, hides=hides, calibration=calibration)
     alone = 1 - calibration.tensor_overlap * hides
     forward = {
         "compute": forward_s + np.array([times[roofline].free_s for roofline in rooflines]),
         "launch": stages("forward_launch_s"),
         "tp_communication": alone * stages("forward_communication_s"),
-        "zero_gather": exposed(gather(traffic.forward_gather), forward_s),
+        "zero_gather": gathered(traffic.forward_gather, compute_s=forward_s),
     }
     backward = {
         "compute": backward_s,
         "launch": stages("backward_launch_s"),
         "tp_communication": alone * stages("backward_communication_s"),
-        "zero_gather": exposed(gather(traffic.backward_gather), backward_s),
-        "dp_communication": exposed(reduce(traffic.every_backward), backward_s),
+        "zero_gather": gathered(traffic.backward_gather, compute_s=backward_s),
+        "dp_communication": exposed(per_stage(traffic.every_backward, split, prices), backward_s),
     }
     tail = {
         "compute": np.array([times[roofline].prologue_s for roofline in rooflines]),
-        "dp_communication": exposed(reduce(traffic.once), backward_s)
+        "dp_communication": exposed(per_stage(traffic.once, split, prices), backward_s)
         + _published_s(gather(traffic.publish[0]), forward_s, hides, calibration)
         + tied_s,
         "optimizer": _optimizer_s(state, placed, rooflines),
@@ -269,6 +269,12 @@ def _published_s(
     """What the gather of updated parameters adds to the step."""
     beside = replace(calibration, overlap_fraction=calibration.publish_overlap)
     return exposed_s(communication_s, forward_s, hides, beside)
+
+
+def beside_gathers(calibration: Calibration) -> Calibration:
+    """``calibration`` as it holds for gathers of ZeRO-3."""
+    share = calibration.gather_overlap * calibration.overlap_fraction
+    return replace(calibration, overlap_fraction=share)
 
 
 def overlap_terms(calibration: Calibration) -> tuple[float, float]:

@@ -138,15 +138,6 @@ class StepPricer:
             is_split=choice.schedule is ScheduleName.ZB_H1,
         )
 
-    def state_excess(self, table: CostTable, choice: Choice) -> float:
-        """Parameters, optimizer state and gradients of the fullest stage, over its capacity."""
-        stage_of = self._order(choice, table.num_segments).stage_of
-        state, placed = self._parameters(table, choice, stage_of, choice.split)
-        each = state.stored_bytes + state.optimizer_bytes + state.gradient_bytes
-        total = np.bincount(placed.stage, weights=each[placed.parameter])
-        capacity = max(self.device_of_stage(*place)[1] for place in choice.places)
-        return float(total.max() / capacity)
-
     # One choice --------------------------------------------------------------------------------
 
     def price(self, table: CostTable, choice: Choice, *, simulate: bool = True) -> StepCost:

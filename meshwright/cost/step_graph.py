@@ -20,13 +20,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from meshwright.cluster.model import Device
 from meshwright.cost.choice import Choice
-from meshwright.cost.columns import FORWARD, PROLOGUE, FloatArray, IntArray
+from meshwright.cost.columns import FloatArray
+from meshwright.cost.corrected import busiest_group, has_one_graph, runs_of_kinds
 from meshwright.cost.model import StepCostModel, choice_of
-from meshwright.cost.roofline import Roofline
 from meshwright.cost.table import CostTable
 from meshwright.cost.work import OperatorWork
 from meshwright.errors import PlanRefused
@@ -81,17 +79,15 @@ def graph_of_choice(
     Raises:
         PlanRefused: as ``step_graph``.
     """
-    if choice.stage_splits or any(choice.batch_shares) or choice.token_slices:
+    if not has_one_graph(choice):
         raise PlanRefused(
             "$.stages: a step with unlike stages or token slices has no one graph of operators; "
             "use a plan with one mesh for all stages"
         )
     cost = model.pricer.price(table, choice)
-    own_s = model.pricer.work(table, choice).own_s(choice.split.num_microbatches)
-    busiest = int(np.argmax(own_s.reshape(-1, choice.num_groups).sum(axis=0)))
-    device = _slowest(model, choice, busiest)
+    busiest, device = busiest_group(model.pricer, table, choice)
     roofline = model.pricer.rooflines[device.name]
-    runs = _runs(table, choice, busiest)
+    runs = runs_of_kinds(table, choice, busiest)
     work, rows = table.operator_work(choice.split, roofline)
     times = table.times_of_kinds(choice.split, roofline, model.pricer.prices)
     time_s = times.device_s[rows]
@@ -107,38 +103,3 @@ def graph_of_choice(
         launch_s=cost.breakdown_s["launch"] * factor,
         device=device,
     )
-
-
-def _slowest(model: StepCostModel, choice: Choice, group: int) -> Device:
-    """The device that decides how long a group's stages take."""
-    devices = [
-        model.pricer.device_of_stage(*place)[0]
-        for stage, place in enumerate(choice.places)
-        if stage % choice.num_groups == group
-    ]
-
-    def flop_per_s(device: Device) -> float:
-        roofline: Roofline = model.pricer.rooflines[device.name]
-        return roofline.flop_per_s
-
-    return min(devices, key=flop_per_s)
-
-
-def _runs(table: CostTable, choice: Choice, group: int) -> FloatArray:
-    """(kinds,) how often a device of the group runs a node of each kind in one step."""
-    nodes, kind_of_node = table.columns.nodes, table.kinds.kind_of_node
-    num_stages = len(choice.starts)
-    in_group = np.arange(num_stages) % choice.num_groups == group
-    own = int(in_group.sum())
-    mine = in_group[choice.stage_of(table.num_segments)]
-    in_segment = (nodes.segment >= 0) & mine[nodes.segment]
-    again = table.activations(choice.policies).recomputed
-
-    def runs(rows: IntArray) -> FloatArray:
-        return np.bincount(kind_of_node[rows], minlength=table.kinds.count).astype(np.float64)
-
-    each = np.flatnonzero(in_segment & (nodes.phase != PROLOGUE))
-    free = np.flatnonzero((nodes.segment < 0) & (nodes.phase == FORWARD))
-    once = np.flatnonzero(nodes.phase == PROLOGUE)
-    in_step = runs(each) + runs(again[in_segment[again]]) + own * runs(free)
-    return choice.split.num_microbatches * in_step + own * runs(once)

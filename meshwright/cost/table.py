@@ -27,6 +27,7 @@ from meshwright.cost.columns import (
 )
 from meshwright.cost.distinct import NodeKinds, SegmentSums
 from meshwright.cost.kind_times import KindPrices, KindTimes
+from meshwright.cost.neighbors import of_every_rank
 from meshwright.cost.parameters import ParameterTable
 from meshwright.cost.put_off import PutOff, put_off
 from meshwright.cost.roofline import Roofline
@@ -129,6 +130,18 @@ class CostTable:
         """The same table where storages take (values,) bytes of memory; times stay."""
         values = replace(self.columns.values, num_bytes=num_bytes)
         return self._with_columns(replace(self.columns, values=values))
+
+    def with_balanced_rings(self, ways: int) -> CostTable:
+        """The same table where the ``ways`` ranks of each ring share causal attention evenly."""
+        groups = self.columns.collectives.groups
+        rings = [number for number, (kind, _) in enumerate(groups) if kind is CollectiveKind.RING]
+        is_ring = np.isin(self.columns.collectives.group, rings)
+        node, nodes = self.columns.collectives.node[is_ring], self.columns.nodes
+        factor = nodes.flop_factor.copy()
+        factor[node] = of_every_rank(factor[node], nodes.family[node], ways)
+        found = self._with_columns(replace(self.columns, nodes=replace(nodes, flop_factor=factor)))
+        found._prices = KindPrices(found.columns, item_bytes=self.item_bytes, splits=())
+        return found
 
     def _with_columns(self, columns: Columns) -> CostTable:
         found = copy(self)

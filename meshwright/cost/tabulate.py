@@ -28,7 +28,7 @@ from meshwright.spmd.wanted import Shard
 __all__ = ["Tabulator", "Ways"]
 
 _MAX_SHARDED = 32
-"""Sharded short graphs that are remembered; one of GPT-3 takes a few MB."""
+"""Sharded short graphs that are remembered unless told; one of GPT-3 takes a few MB."""
 
 Ways = tuple[tuple[object, ...], tuple[int, ...]]
 """Distinct ways of sharding a segment, and for each segment which one it has."""
@@ -64,11 +64,14 @@ class Tabulator:
         segmentation: Segmentation,
         labels: DimensionLabels,
         periods: Periods | None,
+        *,
+        max_sharded: int = _MAX_SHARDED,
     ) -> None:
         """From a graph's analysis; without ``periods`` every graph is sharded whole."""
         self.whole = _analyzed(analysis, segmentation, labels)
         self.periods = periods
         self._classes = [segment.segment_class for segment in segmentation.segments]
+        self._max_sharded = max_sharded
         self._analyzed: dict[tuple[int, ...], _Analyzed] = {}
         self._sharded: OrderedDict[tuple[object, ...], tuple[ShardedGraph, Columns]] = OrderedDict()
         self._known: dict[tuple[int, ...], Short] = {}
@@ -148,7 +151,7 @@ class Tabulator:
         )
         columns = columns_of(sharded, scaled=scaled, works=found.works)
         self._sharded[key] = (sharded, columns)
-        if len(self._sharded) > _MAX_SHARDED:
+        if len(self._sharded) > self._max_sharded:
             self._sharded.popitem(last=False)
         return self._sharded[key]
 

@@ -53,7 +53,7 @@ class TrainingKernels:
         work: OperatorWork,
         *,
         is_cast: np.ndarray,
-        flop_per_s: float,
+        flop_per_s: FloatArray,
         bytes_per_s: float,
     ) -> FloatArray:
         """(N,) ``time_s`` of operators as training runs them; bounded below by ``time_s``."""

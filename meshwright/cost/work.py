@@ -119,3 +119,19 @@ class OperatorWork:
     def count(self) -> int:
         """N."""
         return len(self.family)
+
+
+def components(edges_2E: IntArray, num_rows: int) -> IntArray:
+    """(N,) number of the connected graph each row belongs to, ascending by first row."""
+    root_N = np.arange(num_rows)
+    if edges_2E.shape[1]:
+        first_E, second_E = edges_2E
+        while True:
+            least_E = np.minimum(root_N[first_E], root_N[second_E])
+            before_N = root_N.copy()
+            np.minimum.at(root_N, root_N[first_E], least_E)
+            np.minimum.at(root_N, root_N[second_E], least_E)
+            root_N = root_N[root_N]
+            if np.array_equal(before_N, root_N):
+                break
+    return np.unique(root_N, return_inverse=True)[1].astype(np.int64)

@@ -21,7 +21,7 @@ from meshwright.cost.columns import (
     ParameterColumns,
     ValueColumns,
 )
-from meshwright.cost.neighbors import exchanges_of
+from meshwright.cost.neighbors import exchanges_of, of_last_rank
 from meshwright.cost.op_work import OpWorks, Size, dtype_index
 from meshwright.cost.work import Family
 from meshwright.graph.attention import AttentionFinder
@@ -197,7 +197,16 @@ class _Builder:
         nodes.family[row], nodes.dtype[row] = found.family, found.dtype
         nodes.dims[row] = [size for size, _ in sizes]
         nodes.dims_scale[row] = [scale for _, scale in sizes]
-        nodes.flop_factor[row] = found.flop_factor
+        nodes.flop_factor[row] = self._attended(node, found.family, found.flop_factor)
+
+    def _attended(self, node: OpNode, family: Family, flop_factor: float) -> float:
+        """The factor of the rank that attends to most: in a ring the one of the last tokens."""
+        factors = self.sharded.analysis.leaf_factors[node.op]
+        rings = [axis for axis, i in node.choice if factors[i].variant == Variant.RING]
+        if not rings:
+            return flop_factor
+        ways = math.prod(self.sharded.axis_sizes[axis] for axis in rings)
+        return of_last_rank(flop_factor, family, ways)
 
     def _layout(self, node: OpNode, tensor: int) -> Layout:
         value = node.operands[tensor] if tensor >= 0 else node.results[-1 - tensor]

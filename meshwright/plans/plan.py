@@ -60,13 +60,15 @@ _Decay = Annotated[float, Meta(ge=0, lt=1)]
 class Precision(StrEnum):
     """Element type of parameters and activations.
 
-    ``bf16`` and ``fp16`` keep an fp32 master copy and fp32 optimizer state.
+    ``bf16`` and ``fp16`` keep an fp32 master copy and fp32 optimizer state. ``fp8`` is bf16 whose
+    linear layers multiply in fp8 (``cost.precision``); it is priced, not run.
     """
 
     FP64 = "fp64"
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
+    FP8 = "fp8"
 
 
 class OptimizerName(StrEnum):
@@ -363,6 +365,8 @@ class Provenance(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Plans the runtime cannot carry could win."""
     cost_model: str = "analytic"
     """What priced it: ``analytic``, or the name of a learned model and the start of its hash."""
+    planner: str = ""
+    """Start of the hash of the learned planner that was asked too; empty: none was."""
     torch_version: str = ""
     created_utc: str = ""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from meshwright.errors import PlanRefused
+from meshwright.errors import BadRequest, PlanRefused
 from meshwright.graph.dimensions import exchanges_rows
-from meshwright.plans.plan import Compression, ParallelPlan, ScheduleName
+from meshwright.plans.plan import Compression, JobSpec, ParallelPlan, Precision, ScheduleName
 
-__all__ = ["RUNNABLE_SCHEDULES", "check_runnable", "unrunnable_reasons"]
+__all__ = ["RUNNABLE_SCHEDULES", "check_job_runnable", "check_runnable", "unrunnable_reasons"]
 
 RUNNABLE_SCHEDULES = (ScheduleName.GPIPE, ScheduleName.ONE_F_ONE_B)
 
@@ -37,6 +37,8 @@ def unrunnable_reasons(plan: ParallelPlan) -> list[str]:
         )
     if plan.token_slices:
         reasons.append("$.token_slices: the runtime runs whole sequences")
+    if plan.job.precision is Precision.FP8:
+        reasons.append("$.job.precision: the runtime does not train in fp8")
     for index, entry in enumerate(plan.segments):
         shards = {"shard": entry.shard}
         shards |= {f"operators.{number}": own for number, own in entry.operators.items()}
@@ -53,6 +55,19 @@ def unrunnable_reasons(plan: ParallelPlan) -> list[str]:
         if how is not Compression.NONE:
             reasons.append(f"$.communication.{field}: the runtime sends values as they are")
     return reasons
+
+
+def check_job_runnable(job: JobSpec, *, allow_unrunnable: bool) -> None:
+    """Check, before any search, that some plan for ``job`` can run, or that none has to.
+
+    Raises:
+        BadRequest: none can.
+    """
+    if job.precision is Precision.FP8 and not allow_unrunnable:
+        raise BadRequest(
+            "precision fp8: plans can be priced but not run yet; "
+            "plan with --allow-unrunnable, or for bf16"
+        )
 
 
 def check_runnable(plan: ParallelPlan) -> None:

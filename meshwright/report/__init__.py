@@ -13,6 +13,8 @@ from meshwright.report.tables import (
 )
 from meshwright.report.words import (
     cause_words,
+    correction_words,
+    memory_margin_words,
     mesh_words,
     prediction_words,
     schedule_words,
@@ -26,9 +28,11 @@ __all__ = [
     "alternatives_table",
     "breakdown_tables",
     "cause_words",
+    "correction_words",
     "demo_markdown",
     "facts_table",
     "measured_table",
+    "memory_margin_words",
     "mesh_words",
     "plans_table",
     "prediction_words",

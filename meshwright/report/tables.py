@@ -110,7 +110,7 @@ def _shares(
     )
     total = sum(amounts.values())
     for cause, amount in sorted(amounts.items(), key=lambda item: -item[1]):
-        if amount > 0:
+        if amount:
             source = source_of(prediction, cause)
             table.add_row(cause_words(cause), text_of(amount), f"{amount / total:.1%}", source)
     table.add_section()

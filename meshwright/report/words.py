@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from meshwright.cost.pricing import MemoryMargin
 from meshwright.plans import (
     AXIS_NAMES,
     ParallelPlan,
@@ -14,6 +15,8 @@ from meshwright.units import format_bytes, format_seconds
 
 __all__ = [
     "cause_words",
+    "correction_words",
+    "memory_margin_words",
     "mesh_words",
     "prediction_words",
     "schedule_words",
@@ -49,6 +52,7 @@ _CAUSE_WORDS = {
     "host": "the framework's work on the host, where not hidden",
     "data_loading": "waiting for data",
     "stragglers": "waiting for the slowest device",
+    "step_correction": "what measured steps take beyond the sum of their parts",
     "parameters": "parameters",
     "inputs": "inputs and buffers",
     "accumulators": "gradients summed over micro-batches",
@@ -145,4 +149,35 @@ def prediction_words(prediction: Prediction) -> str:
         f"{format_bytes(prediction.peak_memory_bytes)} of "
         f"{format_bytes(prediction.memory_capacity_bytes)}, {rate}, "
         f"{prediction.mfu:.1%} of the peak"
+    )
+
+
+def correction_words(prediction: Prediction) -> str:
+    """How measured steps correct the time: ``"Learned step correction x0.97, trust 0.80."``.
+
+    Empty where none was asked.
+    """
+    more_s = prediction.breakdown.get("step_correction")
+    if more_s is None:
+        return ""
+    parts_s = prediction.step_time_s - more_s
+    factor = prediction.step_time_s / parts_s if parts_s else 1.0
+    trust = prediction.sources.get("step_correction", 0.0)
+    why = "" if trust else ": no step like it was measured"
+    return f"Learned step correction x{factor:.3g}, trust {trust:.2f}{why}."
+
+
+def memory_margin_words(prediction: Prediction, margin: MemoryMargin) -> str:
+    """How high the peak may be by measured ones: ``"Memory, learned: ..."``."""
+    most_bytes = prediction.peak_memory_bytes * (1 + margin.margin)
+    room = format_bytes(prediction.memory_capacity_bytes)
+    fits = (
+        "which fits too"
+        if most_bytes <= prediction.memory_capacity_bytes
+        else f"more than {room}: it may run out of memory"
+    )
+    return (
+        f"Memory, learned: in {margin.level:.0%} of configurations at most {margin.margin:.1%} "
+        f"above the prediction ({margin.runs} runs, {margin.configurations} configurations of "
+        f"{', '.join(margin.sources)}), {format_bytes(int(most_bytes))}, {fits}."
     )

@@ -57,7 +57,7 @@ class ChoiceWork:
         if roofline.learned is not None:
             return roofline.operators(work, is_cast=is_cast).time_s
         counted = np.where(np.isin(work.family, COUNTED), work.flop, 0.0)
-        time_s = roofline.device_time_s(counted, work.num_bytes)
+        time_s = roofline.device_time_s(counted, work.num_bytes, is_cast=is_cast)
         return roofline.trained_s(time_s, work, is_cast=is_cast)
 
     def _work(

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from meshwright.cost.calibration import Calibration
 from meshwright.cost.columns import FloatArray, IntArray
-from meshwright.cost.stage_work import overlap_terms
+from meshwright.cost.stage_work import beside_gathers, overlap_terms
 from meshwright.solvers.ilp import IntegerProgram
 from meshwright.solvers.mixture import Mixture
 from meshwright.space.evaluate import PlanSpace
@@ -154,19 +155,21 @@ class _Program:
         often, once = bucket_seconds(self.space)
         column = costs.column
         hides = costs.rooflines[roofline].queue_runs_ahead
+        usual = self.space.context.model.pricer.calibration
+        gathers = beside_gathers(usual)
         parts = [
-            (amounts[:, :, column("forward_gather_s")], times[0]),
-            (amounts[:, :, column("backward_gather_s")], times[1]),
-            (often, times[1]),
+            (amounts[:, :, column("forward_gather_s")], times[0], gathers),
+            (amounts[:, :, column("backward_gather_s")], times[1], gathers),
+            (often, times[1], usual),
         ]
-        exposed = [self._exposed(counts, c, beside, hides) for c, beside in parts]
+        exposed = [self._exposed(counts, c, beside, hides, by) for c, beside, by in parts]
         total = self._terms(counts, times.sum(axis=0)) + [(v, 1.0) for v in exposed]
         for variable, seconds in total:
             program.add_cost(variable, seconds)
         self.constant_s += float(costs.free_s[roofline].min())
         free_s = float(costs.free_s[roofline].min())
         program.row([(self.slowest, 1.0), *((v, -s) for v, s in total)], lower=free_s)
-        late = self._exposed(counts, once, times[1], hides)
+        late = self._exposed(counts, once, times[1], hides, usual)
         tail = self._terms(counts, step_seconds(self.space, roofline))
         prologue_s = float(costs.prologue_s[roofline].min())
         program.row(
@@ -179,6 +182,7 @@ class _Program:
         communication_s: FloatArray,
         beside_s: FloatArray,
         hides: bool,
+        calibration: Calibration,
     ) -> int:
         """A variable for what a stage's communication adds beside its compute."""
         program = self.program
@@ -187,7 +191,6 @@ class _Program:
         if not hides:
             program.row([(exposed, 1.0), *((v, -s) for v, s in spoken)], lower=0.0)
             return exposed
-        calibration = self.space.context.model.pricer.calibration
         longer, gain = overlap_terms(calibration)
         least = 1 - gain * longer
         program.row([(exposed, 1.0), *((v, -least * s) for v, s in spoken)], lower=0.0)

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from meshwright.cluster.model import Cluster
-from meshwright.cost.model import StepCostModel
 from meshwright.cost.pricing import ANALYTIC, Pricing
-from meshwright.errors import BadModel, BadRequest, NoFeasiblePlan, PlanRefused
-from meshwright.graph.analyzed import analyze_graph
-from meshwright.graph.dimensions import DimensionLabels
-from meshwright.graph.factors import FactorAnalysis
-from meshwright.graph.opgraph import InputRole, OpGraph
-from meshwright.graph.serialize import graph_sha256
-from meshwright.graph.simplify import with_explicit_factories
-from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan
+from meshwright.errors import BadRequest, NoFeasiblePlan
+from meshwright.graph.opgraph import OpGraph
+from meshwright.plans.plan import JobSpec, ParallelPlan
+from meshwright.plans.runnable import check_job_runnable
 from meshwright.solvers.exhaustive import Exhaustive
 from meshwright.solvers.frontier import Frontier
 from meshwright.solvers.layerwise import LayerwiseDP, LayerwiseILP
@@ -31,10 +25,10 @@ from meshwright.solvers.portfolio import PortfolioResult, SolverReport, run_port
 from meshwright.solvers.rules import RULES
 from meshwright.solvers.stages import Stages
 from meshwright.space.bounds import time_lower_bound_s
+from meshwright.space.contexts import make_context
 from meshwright.space.pinned import check_pins
 from meshwright.space.pins import NO_PINS, Pins
 from meshwright.space.search import Candidate, Progress, Proposer, SearchContext
-from meshwright.space.uniform import UniformChoice, table_of
 
 __all__ = [
     "PlanningResult",
@@ -44,8 +38,6 @@ __all__ = [
     "make_context",
     "plan_graph",
 ]
-
-_LEVELS = ("O1", "O2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +50,8 @@ class SearchSummary:
     """Plans priced."""
     level: str
     lower_bound_s: float
-    """No plan on this cluster is faster by the model (``bounds.time_lower_bound_s``)."""
+    """No plan on this cluster is faster by the model (``bounds.time_lower_bound_s``), before
+    measured steps correct it; ``gap`` and ``proven_optimal`` likewise."""
     gap: float
     """How much slower the chosen plan is than the bound, as a fraction of it."""
     proven_optimal: bool
@@ -136,6 +129,7 @@ def plan_graph(
         NoFeasiblePlan: nothing fits.
     """
     start_s = time.monotonic()
+    check_job_runnable(job, allow_unrunnable=allow_unrunnable)
     context = make_context(
         graph,
         reference=reference,
@@ -170,90 +164,6 @@ def _by_rule(context: SearchContext, name: str) -> PortfolioResult:
     except NoFeasiblePlan as error:
         raise NoFeasiblePlan(f"--rule {name}: {error}") from error
     return replace(result, reason=f"it is what the rule {name} says; nothing else was tried")
-
-
-def make_context(
-    graph: OpGraph,
-    *,
-    reference: str,
-    cluster: Cluster,
-    job: JobSpec,
-    level: str = "O1",
-    progress: Progress | None = None,
-    cluster_name: str | None = None,
-    pricing: Pricing = ANALYTIC,
-) -> SearchContext:
-    """Analyze ``graph`` and set up its cost model; arguments and errors as ``plan_graph``."""
-    if level not in _LEVELS:
-        raise BadRequest(f"level {level!r} is unknown; use {' or '.join(_LEVELS)}")
-    sha256 = graph_sha256(graph)
-    found = analyze_graph(with_explicit_factories(graph))
-    analysis, segmentation, labels = found.analysis, found.segmentation, found.labels
-    if not segmentation.segments:
-        raise BadModel(f"{reference}: no operator depends on a parameter; there is nothing to plan")
-    batch = _checked_batch(analysis, labels, reference, job)
-    model = StepCostModel(
-        analysis,
-        segmentation,
-        labels,
-        cluster=cluster,
-        job=job,
-        periods=found.periods,
-        pricing=pricing,
-    )
-    context = SearchContext(
-        model=model,
-        reference=GraphReference(
-            reference=reference,
-            graph_sha256=sha256,
-            num_parameters=graph.num_parameters,
-            num_segments=len(segmentation.segments),
-        ),
-        cluster=cluster,
-        cluster_name=cluster_name or cluster.name,
-        job=job,
-        level=level,
-        batch=batch,
-        can_split_step=False,
-        progress=progress,
-    )
-    for target in analysis.operators_without_rule:
-        context.report(f"operator {target} has no rule: every device runs all of it")
-    return _with_splitting(context)
-
-
-def _checked_batch(
-    analysis: FactorAnalysis, labels: DimensionLabels, reference: str, job: JobSpec
-) -> int:
-    """Samples the batch axes may divide."""
-    graph = analysis.graph
-    sizes = Counter(
-        graph.values[item.value].shape[0]
-        for item in graph.inputs_of(InputRole.DATA)
-        if graph.values[item.value].shape
-    )
-    if sizes and job.global_batch not in sizes:
-        raise BadRequest(
-            f"{reference}: captured with a batch of {sizes.most_common(1)[0][0]} but the job's "
-            f"global batch is {job.global_batch}; capture it with the global batch"
-        )
-    if labels.batch is None:
-        return 1
-    # Some operator may split the batch dim; only its outer part can be divided.
-    return min(analysis.class_size[labels.batch], job.global_batch)
-
-
-def _with_splitting(context: SearchContext) -> SearchContext:
-    """Find out whether the step may be cut into micro-batches."""
-    factor = next((d for d in range(2, context.batch + 1) if context.batch % d == 0), 1)
-    if factor == 1:
-        return context
-    try:
-        table_of(context, UniformChoice(num_microbatches=factor))
-    except PlanRefused as error:
-        context.report(f"one micro-batch only: {error}")
-        return context
-    return replace(context, can_split_step=True)
 
 
 def proposers_of(context: SearchContext) -> tuple[Proposer, ...]:
@@ -301,9 +211,9 @@ def _planning_result(
             evaluations=result.evaluations,
             level=context.level,
             lower_bound_s=bound_s,
-            gap=result.winner.time_s / bound_s - 1 if bound_s else float("inf"),
+            gap=result.winner.cost.parts_s / bound_s - 1 if bound_s else float("inf"),
             is_complete=result.is_complete,
-            proven_optimal=result.winner.time_s <= bound_s * (1 + 1e-9),
+            proven_optimal=result.winner.cost.parts_s <= bound_s * (1 + 1e-9),
             reason=result.reason,
             solvers=result.solvers,
         ),
@@ -315,7 +225,8 @@ def _predicted(context: SearchContext, candidate: Candidate) -> ParallelPlan:
     devices = {device for stage in candidate.plan.stages for device in stage.devices}
     model = context.model
     learned = model.learned_shares(candidate.plan, candidate.cost)
-    prediction = model.prediction(candidate.cost, len(devices), learned=learned)
+    cost = model.corrected(candidate.plan, candidate.cost)
+    prediction = model.prediction(cost, len(devices), learned=learned)
     provenance = msgspec.structs.replace(
         candidate.plan.provenance,
         pins=list(context.pins.texts),

@@ -5,13 +5,17 @@ than ``_TIE`` count as equal; then the simpler one wins: no pipeline before a pi
 parallelism before some, less ZeRO, less recompute. And at ``-O1``, where the model fits one device,
 plain data parallelism wins unless something is faster by more than ``_PLAIN_MARGIN``; ``-O2`` was
 asked for the fastest.
+
+Proposers compare sums of parts. Where measured steps correct these (``cost.corrected``), the
+``_RERANKED`` fastest plans, the plain ones and every rule of thumb are corrected at the end, and
+only they can win: so by the corrected price, too, no rule is faster than the plan returned.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meshwright.errors import NoFeasiblePlan
 from meshwright.plans.plan import AXIS_NAMES, ParallelPlan, Recompute
@@ -28,6 +32,9 @@ _TIE = 0.005
 _PLAIN_MARGIN = {"O1": 0.05, "O2": _TIE}
 """By level: plain data parallelism wins unless something is faster by more than this, for it is
 what the user would run without us."""
+
+_RERANKED = 32
+"""Plans that are corrected by measured steps at the end."""
 
 _BASELINES = frozenset(rule.name for rule in RULES)
 
@@ -53,7 +60,7 @@ class SolverReport:
     """Plans priced."""
     status: SolveStatus
     best_s: float | None
-    """Step time of its best plan that fits."""
+    """Step time of its best plan that fits, before measured steps correct it."""
     bound_s: float | None
     """No plan of its space is faster; ``None``: it knows no bound."""
     is_proven: bool
@@ -93,10 +100,8 @@ def run_portfolio(
     for proposer in proposers:
         context.report(f"asking {proposer.name}")
         results.append(proposer.propose(context, deadline_s))
-    everything = respecting(context, _distinct(results))
-    fitting = sorted(
-        (c for c in everything if c.cost.fits), key=lambda c: (c.time_s, _complexity(c.plan))
-    )
+    everything = _reranked(context, respecting(context, _distinct(results)), top)
+    fitting = _by_time(everything)
     feasible = [c for c in fitting if context.allow_unrunnable or not c.plan.unrunnable]
     if not feasible:
         if fitting:
@@ -132,6 +137,31 @@ def run_portfolio(
         is_complete=all(result.status != SolveStatus.STOPPED for result in results),
         solvers=tuple(map(_report, proposers, results)),
     )
+
+
+def _by_time(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that fit, the fastest and simplest first."""
+    fitting = (c for c in candidates if c.cost.fits)
+    return sorted(fitting, key=lambda c: (c.time_s, _complexity(c.plan)))
+
+
+def _reranked(
+    context: SearchContext, everything: Sequence[Candidate], top: int
+) -> Sequence[Candidate]:
+    """Candidates that may win or be shown, their costs corrected, and those that do not fit."""
+    if context.model.pricing.steps is None:
+        return everything
+    fitting = _by_time(everything)
+    runnable = [c for c in fitting if context.allow_unrunnable or not c.plan.unrunnable]
+    plain = [c for c in runnable if _is_plain(c.plan)]
+    chosen = {id(c) for c in (*fitting[:top], *runnable[:_RERANKED], *plain[:_RERANKED])}
+    return [
+        replace(c, cost=context.model.corrected(c.plan, c.cost))
+        if id(c) in chosen or c.solver in _BASELINES
+        else c
+        for c in everything
+        if id(c) in chosen or c.solver in _BASELINES or not c.cost.fits
+    ]
 
 
 def _report(proposer: Proposer, result: SolveResult) -> SolverReport:

@@ -52,4 +52,4 @@ def _least(roofline: Roofline) -> Roofline:
     if roofline.learned is None:
         return plain
     peak = roofline.peak_flop_per_s
-    return replace(plain, learned=None, flop_per_s=peak, bytes_per_s=math.inf)
+    return replace(plain, learned=None, flop_per_s=peak, cast_speedup=1.0, bytes_per_s=math.inf)

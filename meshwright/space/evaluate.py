@@ -12,7 +12,8 @@ Shapes: n plans, V segments, P stages, C columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -22,8 +23,9 @@ from meshwright.cost.columns import FloatArray, IntArray
 from meshwright.cost.framework import with_framework_s
 from meshwright.cost.offload import offload_time_s
 from meshwright.cost.pipeline import simulate_many
-from meshwright.cost.stage_work import exposed_s
+from meshwright.cost.stage_work import beside_gathers, exposed_s
 from meshwright.cost.step import StepCost
+from meshwright.plans.plan import ScheduleName
 from meshwright.plans.runnable import unrunnable_reasons
 from meshwright.space.decided import decided_plan
 from meshwright.space.decision import Decision, Skeleton, Strategy
@@ -82,7 +84,19 @@ class PlanSpace:
         self._split = split_of_skeleton(skeleton)
         self._stages = SpaceStages(context, skeleton, self.costs)
         self._calibration = context.model.pricer.calibration
+        self._beside_gathers = beside_gathers(self._calibration)
         self._flat = self.costs.amounts.reshape(-1, self.costs.amounts.shape[2])
+
+    def under(self, schedule: ScheduleName) -> PlanSpace:
+        """The same under another schedule; what segments cost is not priced again."""
+        is_put_off = ScheduleName.ZB_H1 in (schedule, self.skeleton.schedule)
+        skeleton = replace(self.skeleton, schedule=schedule)
+        if is_put_off and schedule is not self.skeleton.schedule:
+            return PlanSpace(self.context, skeleton, self.strategies)
+        found = copy(self)
+        found.skeleton = skeleton
+        found._stages = SpaceStages(self.context, skeleton, self.costs)
+        return found
 
     @property
     def in_flight(self) -> FloatArray:
@@ -216,8 +230,11 @@ class PlanSpace:
         def exposed(communication_s: FloatArray, beside_s: FloatArray) -> FloatArray:
             return exposed_s(communication_s, beside_s, hides, self._calibration)
 
-        there = exposed(sums[:, :, column("forward_gather_s")], picked[0])
-        back = exposed(sums[:, :, column("backward_gather_s")], picked[1])
+        def gathered(name: str, beside_s: FloatArray) -> FloatArray:
+            return exposed_s(sums[:, :, column(name)], beside_s, hides, self._beside_gathers)
+
+        there = gathered("forward_gather_s", picked[0])
+        back = gathered("backward_gather_s", picked[1])
         there += picked[0::2].sum(axis=0) + costs.free_s[stages.roofline][:, first].T
         often_s = exposed(often, picked[1])
         back += picked[1::2].sum(axis=0) + often_s

@@ -13,7 +13,7 @@ import numpy as np
 
 from meshwright.cost.columns import FloatArray, IntArray
 from meshwright.cost.offload import offload_time_s
-from meshwright.cost.stage_work import exposed_s
+from meshwright.cost.stage_work import beside_gathers, exposed_s
 from meshwright.space.evaluate import PlanSpace
 from meshwright.space.segment_costs import TIMES
 
@@ -63,11 +63,14 @@ def linear_costs(space: PlanSpace) -> LinearCosts:
     often, once = bucket_seconds(space)
     time_s = times.sum(axis=0)
 
-    def exposed(communication_s: FloatArray, beside_s: FloatArray) -> FloatArray:
-        return exposed_s(communication_s, beside_s, hides, space.context.model.pricer.calibration)
+    calibration = space.context.model.pricer.calibration
+    gathers = beside_gathers(calibration)
 
-    time_s += exposed(column("forward_gather_s"), times[0])
-    time_s += exposed(column("backward_gather_s"), times[1])
+    def exposed(communication_s: FloatArray, beside_s: FloatArray) -> FloatArray:
+        return exposed_s(communication_s, beside_s, hides, calibration)
+
+    time_s += exposed_s(column("forward_gather_s"), times[0], hides, gathers)
+    time_s += exposed_s(column("backward_gather_s"), times[1], hides, gathers)
     time_s += exposed(often, times[1])
     tail_s = exposed(once, times[1]) + step_seconds(space, slowest)
     gradients = column("gradients")

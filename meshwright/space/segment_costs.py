@@ -257,9 +257,11 @@ class _Priced:
             found = gathers(table, split, self.policies, self.parameters.state)
             for name, payload in zip(("forward", "backward"), found, strict=True):
                 self.gathered[f"gathered_{name}"] = payload.num_bytes
-                self.gathered[f"{name}_gather_s"] = traffic_times_s(
+                gather_s = traffic_times_s(
                     (payload,), split, pricer.prices, bucket_bytes=None, size=self.count
                 )
+                added_s = pricer.calibration.gather_s_per_byte * payload.num_bytes
+                self.gathered[f"{name}_gather_s"] = gather_s + added_s
         self.kept = self._kept(pricer.is_rounded)
 
     def _kept(self, is_rounded: bool) -> tuple[FloatArray, FloatArray]:

@@ -134,25 +134,47 @@ def _reduce(path: _Path, target: Layout) -> None:
 
 
 def _exchange(path: _Path, target: Layout) -> None:
-    """Axes that move from one leaf to another go by all-to-all where both are innermost."""
-    for axis in target.sharding_axes:
-        here, there = path.state.place_of(axis), target.place_of(axis)
-        if here is None or there is None or here == there:
+    """Axes that move from one leaf to another go by all-to-all, innermost there and then.
+
+    Those that move together from the end of one leaf to the end of another go in one. Others that
+    leave or reach one leaf go one after another, as long as some can; the rest is left to gathers.
+    """
+    while move := next(
+        filter(None, (_move(path.state, target, p) for p, _ in path.state.shards)), None
+    ):
+        here, there, axes = move
+        path.step(
+            StepKind.ALL_TO_ALL,
+            axes,
+            shards={
+                here: path.state.axes_at(here)[: -len(axes)],
+                there: (*path.state.axes_at(there), *axes),
+            },
+            place=here,
+            other_place=there,
+        )
+
+
+def _move(
+    state: Layout, target: Layout, here: Place
+) -> tuple[Place, Place, tuple[str, ...]] | None:
+    """The most axes that can leave the leaf ``here`` for another in one all-to-all, and for which.
+
+    What stays behind must stay for good or move too.
+    """
+    have = state.axes_at(here)
+    for first in range(len(have)):
+        rest, axes = have[:first], have[first:]
+        there = target.place_of(axes[0])
+        if there is None or there == here:
             continue
-        shrunk = path.state.axes_at(here)[:-1]
-        grown = (*path.state.axes_at(there), axis)
-        if (
-            path.state.axes_at(here)[-1] == axis
-            and target.axes_at(here)[: len(shrunk)] == shrunk
-            and grown == target.axes_at(there)
+        grown = (*state.axes_at(there), *axes)
+        left = rest[_common_prefix(rest, target.axes_at(here)) :]
+        if grown == target.axes_at(there)[: len(grown)] and all(
+            target.place_of(axis) not in (None, here) for axis in left
         ):
-            path.step(
-                StepKind.ALL_TO_ALL,
-                (axis,),
-                shards={here: shrunk, there: grown},
-                place=here,
-                other_place=there,
-            )
+            return here, there, axes
+    return None
 
 
 def _common_prefix(first: tuple[str, ...], second: tuple[str, ...]) -> int:

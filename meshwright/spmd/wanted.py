@@ -1,9 +1,9 @@
 """Which dimension classes the operators of each segment are to be sharded along.
 
 On each axis it is the first class listed that the operator can be sharded along, with one
-exception. Where experts are listed before the batch, only operators that apply the experts' weights
-follow the experts, and all others the batch: then rows go to their experts and come back by one
-all-to-all each (GShard, arXiv 2006.16668).
+exception. Where experts are listed before the batch or the sequence, only operators that apply the
+experts' weights follow the experts, and all others the rest: then rows go to their experts and come
+back by one all-to-all each (GShard, arXiv 2006.16668).
 
 ``ring`` is no class: it asks attention whose sequence is cut to pass blocks of keys and values
 around (arXiv 2310.01889), where ``sequence`` alone leaves attention to the next label or whole.
@@ -120,12 +120,12 @@ def readers_of_parameter_views(analysis: FactorAnalysis) -> dict[int, tuple[int,
 
 
 def _without_experts(shard: Shard) -> Shard:
-    """``shard`` without the experts that are listed before the batch."""
+    """``shard`` without the experts that are listed before the batch or the sequence."""
     return {
         axis: [
             label
             for place, label in enumerate(names)
-            if not (is_experts(label) and BATCH in names[place:])
+            if not (is_experts(label) and {BATCH, SEQUENCE} & set(names[place:]))
         ]
         for axis, names in shard.items()
     }

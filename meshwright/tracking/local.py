@@ -78,6 +78,7 @@ class LocalTracker:
         files: Sequence[Path],
         metadata: Mapping[str, JsonValue],
         made_from: Sequence[str] = (),
+        is_input: bool = False,
     ) -> None:
         """See ``Tracker``."""
         listed = [
@@ -91,6 +92,7 @@ class LocalTracker:
             files=listed,
             metadata=metadata,
             made_from=list(made_from),
+            is_input=is_input or kind == "dataset",
         )
 
     def summary(self, values: Mapping[str, JsonValue]) -> None:

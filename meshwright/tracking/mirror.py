@@ -1,9 +1,10 @@
 """The mirror of an experiment in Weights & Biases, online or offline; an optional extra.
 
 Each group of metrics has a step of its own (``operators/0/step``), so that a run that goes on from
-a checkpoint may repeat steps. What a model was made from is an artifact of its own, of type
-``dataset``, that holds names and hashes and no data; online the run also *uses* it, which draws the
-lineage. Offline there is no server to ask: it is logged only, and ``wandb sync`` uploads it later.
+a checkpoint may repeat steps. What a model was made from is an artifact of its own (of type
+``dataset``, or an input) that holds names and hashes and no data; online the run *uses* it, which
+draws the lineage where its maker logged an equal one (``tracking.lineage``). Offline there is no
+server to ask: it is logged only, and ``wandb sync`` uploads it later.
 Nothing about the machine is sent: no code, no environment, no statistics of the system.
 """
 
@@ -69,6 +70,8 @@ def open_mirror(
     run_id: str,
     folder: Path,
     complain: Callable[[str], None],
+    job_type: str | None = None,
+    best: Mapping[str, str] | None = None,
 ) -> Tracker | None:
     """The mirror, started; None where it is disabled or cannot be started, which is complained of.
 
@@ -82,6 +85,9 @@ def open_mirror(
         run_id: of the local index; a run that goes on goes on in W&B too.
         folder: where W&B keeps its files, under ``wandb``.
         complain: told what failed, in one line.
+        job_type: what the run does: ``train``, ``evaluate``...
+        best: for metrics (``"validation/gap"``) which of their values sums up the run: ``min``,
+            ``max``, ``mean`` or ``last``, which it is for all others.
 
     Raises:
         BadRequest: see ``require_wandb``.
@@ -92,7 +98,14 @@ def open_mirror(
     for attempt in (mode, WandbMode.OFFLINE):
         try:
             return WandbMirror(
-                attempt, project=project, group=group, name=name, run_id=run_id, folder=folder
+                attempt,
+                project=project,
+                group=group,
+                name=name,
+                run_id=run_id,
+                folder=folder,
+                job_type=job_type,
+                best=best or {},
             )
         except Exception as error:
             complain(f"W&B cannot start {attempt}: {one_line(str(error))}")
@@ -113,16 +126,20 @@ class WandbMirror:
         name: str,
         run_id: str,
         folder: Path,
+        job_type: str | None,
+        best: Mapping[str, str],
     ) -> None:
         import wandb
 
         self._wandb: Any = wandb
         self._is_online = mode is WandbMode.ONLINE
         self._groups: set[str] = set()
+        self._best = dict(best)
         folder.mkdir(parents=True, exist_ok=True)
         self._run: Any = wandb.init(
             project=project,
             group=group,
+            job_type=job_type,
             name=name,
             id=run_id,
             # Its process may have begun elsewhere: there a relative path is another folder.
@@ -155,6 +172,9 @@ class WandbMirror:
             self._groups.add(group)
             self._run.define_metric(f"{group}/step", hidden=True)
             self._run.define_metric(f"{group}/*", step_metric=f"{group}/step")
+            for name, summary in self._best.items():
+                if name.startswith(f"{group}/"):
+                    self._run.define_metric(name, step_metric=f"{group}/step", summary=summary)
         self._run.log(
             {f"{group}/step": step, **{f"{group}/{key}": value for key, value in values.items()}}
         )
@@ -172,6 +192,7 @@ class WandbMirror:
         files: Sequence[Path],
         metadata: Mapping[str, JsonValue],
         made_from: Sequence[str] = (),
+        is_input: bool = False,
     ) -> None:
         """See ``Tracker``."""
         whole = {**metadata, "made_from": list(made_from)}
@@ -180,7 +201,7 @@ class WandbMirror:
             json.dump(whole, file, indent=2, sort_keys=True)
         for path in files:
             artifact.add_file(str(path))
-        if kind == "dataset" and self._is_online:
+        if self._is_online and (is_input or kind == "dataset"):
             self._run.use_artifact(artifact)
         else:
             self._run.log_artifact(artifact)

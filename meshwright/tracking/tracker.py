@@ -38,8 +38,12 @@ class Tracker(Protocol):
         files: Sequence[Path],
         metadata: Mapping[str, JsonValue],
         made_from: Sequence[str] = (),
+        is_input: bool = False,
     ) -> None:
-        """Files the experiment made (or was given), and the SHA-256 of what they were made from."""
+        """Files the experiment made (or was given), and the SHA-256 of what they were made from.
+
+        ``is_input``: it was given; what is of kind ``"dataset"`` always was.
+        """
         ...
 
     def summary(self, values: Mapping[str, JsonValue]) -> None:
@@ -79,11 +83,17 @@ class Mirrored:
         files: Sequence[Path],
         metadata: Mapping[str, JsonValue],
         made_from: Sequence[str] = (),
+        is_input: bool = False,
     ) -> None:
         """See ``Tracker``."""
         self._tell(
             lambda tracker: tracker.artifact(
-                name, kind=kind, files=files, metadata=metadata, made_from=made_from
+                name,
+                kind=kind,
+                files=files,
+                metadata=metadata,
+                made_from=made_from,
+                is_input=is_input,
             )
         )
 

@@ -18,6 +18,7 @@ from meshwright.agents.ppo import (
     MaskedCategorical,
     PPOConfig,
     Transition,
+    best_advantages,
     generalized_advantages,
     group_advantages,
 )
@@ -108,6 +109,30 @@ def test_group_advantages_are_returns_less_the_mean_of_the_group() -> None:
     found = group_advantages(torch.tensor([1.0, 3.0, 10.0, 20.0]), 2)
 
     assert [-1.0, 1.0, -5.0, 5.0] == found.tolist()
+
+
+def test_best_advantages_are_what_an_episode_adds_to_the_best_of_its_group() -> None:
+    """Groups (1, 3, 2), (5, 5, 4) and (0, -2, -9): all but the best add nothing, nor does a tie."""
+    returns = torch.tensor([1.0, 3.0, 2.0, 5.0, 5.0, 4.0, 0.0, -2.0, -9.0])
+
+    assert [0, 1, 0, 0, 0, 0, 2, 0, 0] == best_advantages(returns, 3).tolist()
+
+
+def test_best_advantages_estimate_the_gradient_of_the_best_of_two() -> None:
+    """One decision, worth 0 or 1 with chances 1/4 and 3/4: E[best of 2] = 1 - (1/4)^2.
+
+    Its derivative by the logit of the good one is 2 (1/4) * (3/4)(1/4) = 0.09375; over the four
+    pairs, weighted by their chances, sum of A_i (1[good] - 3/4) gives the same.
+    """
+    chances = (0.25, 0.75)
+    total = 0.0
+    for one in (0, 1):
+        for other in (0, 1):
+            advantage = best_advantages(torch.tensor([float(one), float(other)]), 2)
+            slope = advantage[0] * (one - 0.75) + advantage[1] * (other - 0.75)
+            total += chances[one] * chances[other] * float(slope)
+
+    assert 0.09375 == pytest.approx(total)
 
 
 def test_a_masked_distribution_is_the_one_over_the_valid_actions() -> None:

@@ -32,18 +32,31 @@ def test_devices_from_degrees() -> None:
     assert 16 == found.dp * found.tp * found.pp
 
 
+def test_experts_that_nobody_counted() -> None:
+    with pytest.raises(BadRequest, match="experts is not told"):
+        degrees_of(run(arch="moe", ep=2))
+
+
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("changes", "ep", "axes"),
     [
-        ({"experts": 8, "ep": 4}, "ep 4 over dp 2: expert parallelism over tensor-parallel ranks"),
-        ({"experts": 8, "ep": 4, "tp": 1, "cp": 2}, "expert parallelism over context-parallel"),
-        ({"experts": 8, "ep": 3}, "ep 3 does not divide dp 2"),
-        ({"arch": "moe", "ep": 2}, "experts is not told"),
+        ({}, 2, ()),
+        ({"ep": 4}, 2, ("tp",)),
+        ({"ep": 2, "notes": "etp 1"}, 1, ("tp",)),
+        ({"ep": 2, "notes": "expert_tensor_parallel_size=2"}, 2, ()),
+        ({"ep": 2, "experts": 64}, 1, ("tp",)),
+        ({"ep": 4, "tp": 1, "cp": 2}, 2, ("cp",)),
+        ({"ep": 4, "dp": 1, "cp": 2}, 1, ("tp", "cp")),
+        ({"ep": 2, "tp": 4, "dp": 1}, 1, ()),
+        ({"ep": 3}, 1, ()),
     ],
 )
-def test_experts_that_cannot_be_spread(changes: dict[str, Cell], reason: str) -> None:
-    with pytest.raises(BadRequest, match=reason):
-        degrees_of(run(**changes))
+def test_experts_over_ranks_of_other_axes(
+    changes: dict[str, Cell], ep: int, axes: tuple[str, ...]
+) -> None:
+    found, _ = degrees_of(run(**{"experts": 8, "ep": 2, **changes}))
+
+    assert (ep, axes) == (found.ep, found.expert_axes)
 
 
 def test_experts_over_data_parallel_ranks() -> None:

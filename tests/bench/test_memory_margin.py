@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from meshwright.bench.memory_margin import MeasuredPeak, margins_of
+from meshwright.bench.memory_margin import MeasuredPeak, figures_of, margins_of
+from meshwright.errors import BadRequest
+from meshwright.gnn_cost.memory import MEMORY_NAME, read_memory
+from meshwright.tracking import DataSource
 
 
 def peaks(source: str, ratios: list[float]) -> list[MeasuredPeak]:
@@ -44,3 +49,33 @@ def test_a_small_source_follows_all_sources() -> None:
 def test_no_margin_is_below_nothing() -> None:
     assert 0.0 == margins_of(peaks("a", [0.5, 0.9])).general
     assert 0.0 == margins_of([]).general
+
+
+def test_what_is_written_is_what_explain_reads(tmp_path: Path) -> None:
+    measured = [*peaks("a", [1.1, 0.9]), *peaks("b", [1.2])]
+    data = DataSource(name="runs.parquet", kind="runs", num_bytes=1, sha256="ab", num_rows=3)
+
+    figures_of(measured, within_left_out=0.5, data=data).write(tmp_path)
+    found = read_memory(tmp_path / MEMORY_NAME)
+
+    assert (0.2, 0.99) == (found.margin, found.level)
+    assert (3, 3, ("a", "b")) == (found.runs, found.configurations, found.sources)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "memory.json"),
+        ('{"level": 0.99, "margin": -1, "within_left_out": 1, "sources": {}}', "margin"),
+        (
+            '{"schema_version": 9, "level": 0.9, "margin": 0, "within_left_out": 1, '
+            '"sources": {"a": {"margin": 0, "median_excess": 0, "runs": 1, "configurations": 1}}}',
+            "this Meshwright reads 1",
+        ),
+    ],
+)
+def test_a_file_that_is_no_margin_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / MEMORY_NAME).write_text(text, encoding="utf-8")
+
+    with pytest.raises(BadRequest, match=said):
+        read_memory(tmp_path / MEMORY_NAME)

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from meshwright.bench.masks import bytes_with_masks
-from meshwright.bench.predict import Predictor, RunPrediction, predict_run
+from meshwright.bench.models import with_family
+from meshwright.bench.predict import Predictor, RunPrediction
 from meshwright.bench.runs import Skipped
 from meshwright.cost.pricing import ANALYTIC_INTERVAL, Pricing
 from tests.bench.given_runs import Cell, run
@@ -143,7 +144,7 @@ def test_sources_and_interval_are_those_of_the_pricing(predictor: Predictor) -> 
 
 
 def test_one_run_alone(predictor: Predictor) -> None:
-    found = predict_run(run())
+    found = Predictor().predict(run())
 
     assert isinstance(found, RunPrediction)
     assert math.isclose(predicted(predictor).step_time_s, found.step_time_s)
@@ -180,3 +181,49 @@ def test_context_parallel_ranks_share_optimizer_state(predictor: Predictor) -> N
 
     expected = alone.memory_breakdown["optimizer"] / 4
     assert expected == pytest.approx(shared.memory_breakdown["optimizer"], rel=0.02)
+
+
+LONG: dict[str, Cell] = {"tp": 1, "pp": 1, "dp": 2, "cp": 4, "seq_len": 8192, "hidden": 512}
+
+
+def test_tokens_of_both_ends_share_causal_attention(predictor: Predictor) -> None:
+    """Megatron's ranks do half of all pairs; consecutive tokens make the last rank do 7/8."""
+    shared = predicted(predictor, **LONG)
+    uneven = predicted(predictor, **LONG, framework="Megatron", notes="")
+    plain = predicted(predictor, **{**LONG, "framework": "torchtitan"})
+
+    assert shared.breakdown["compute"] == uneven.breakdown["compute"]
+    assert shared.breakdown["compute"] < plain.breakdown["compute"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ep": 4, "dp": 2, "tp": 2},
+        {"ep": 4, "dp": 1, "tp": 2, "cp": 2},
+        {"ep": 2, "dp": 1, "tp": 4},
+    ],
+)
+def test_experts_over_ranks_of_other_axes(predictor: Predictor, changes: dict[str, Cell]) -> None:
+    """Rows travel, they are not gathered: no dearer than four times experts over data alone."""
+    experts: dict[str, Cell] = {"arch": "moe", "experts": 8, "experts_per_token": 2}
+    usual = predicted(predictor, **experts, ep=2, pp=2, sequence_parallel=True)
+    found = predicted(predictor, **experts, **changes, pp=2, sequence_parallel=True)
+
+    assert usual.num_parameters == found.num_parameters
+    assert 0 < found.breakdown["tp_communication"] < 4 * usual.breakdown["tp_communication"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "arch"),
+    [
+        ({"arch": "mixtral", "model_name": "Mixtral 8x7B"}, "moe"),
+        ({"arch": "other", "model_name": "Qwen2.5 72B"}, "llama"),
+        ({"arch": None, "model_name": "BLOOM 176B"}, "gpt"),
+        ({"arch": "dense", "model_name": "A", "gated_mlp": True}, "llama"),
+        ({"arch": "other", "model_name": "Mamba 2.8B"}, "other"),
+        ({"arch": "t5", "model_name": "Qwen"}, "t5"),
+    ],
+)
+def test_family_by_name(changes: dict[str, Cell], arch: str) -> None:
+    assert arch == with_family(run(**changes)).arch

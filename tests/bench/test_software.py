@@ -136,3 +136,31 @@ def test_a_told_vocabulary_is_padded_where_the_framework_pads() -> None:
 
     assert 132096 == sizes.vocab
     assert "vocabulary padded: 132096" in said
+
+
+def test_gathers_of_the_first_deepspeed_wait() -> None:
+    """Nothing is prefetched, and each byte costs 32 ps more; FSDP and Megatron prefetch."""
+    old = software_of(run(framework="DeepSpeed ZeRO-3 (no model parallelism)", zero_stage=3))
+    figures = calibration_for(old, DEFAULTS)
+
+    assert (0.0, 32e-12) == (figures.gather_overlap, figures.gather_s_per_byte)
+    for framework in ("PyTorch FSDP", "torchtitan", "Megatron-LM"):
+        others = calibration_for(software_of(run(framework=framework)), DEFAULTS)
+
+        assert (1.0, 0.0) == (others.gather_overlap, others.gather_s_per_byte)
+
+
+@pytest.mark.parametrize(
+    ("framework", "dp", "num_bytes"),
+    [
+        ("DeepSpeed ZeRO-3", 8, 5e8 * 2),
+        ("Megatron-LM, overlap grad reduce", 8, 4e7 * 4),
+        ("Megatron-LM, overlap grad reduce", 64, 6.4e7 * 4),
+        ("PyTorch DDP", 8, 25 * 2**20),
+    ],
+)
+def test_buckets_are_those_of_each_framework(framework: str, dp: int, num_bytes: float) -> None:
+    zero_stage = 3 if "ZeRO" in framework else 0
+    found = software_of(run(framework=framework, dp=dp, precision="bf16", zero_stage=zero_stage))
+
+    assert num_bytes == found.bucket_bytes

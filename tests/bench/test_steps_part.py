@@ -15,8 +15,12 @@ from meshwright.bench.runs import MeasuredRun, Skipped
 from meshwright.bench.step_figures import FIGURES, TimedRuns, fit_figures
 from meshwright.bench.steps_part import StepsPart
 from meshwright.cost.calibration import Calibration
+from meshwright.cost.choice import StepCost
+from meshwright.cost.memory import StageMemory
+from meshwright.cost.pricing import StepShape
+from meshwright.cost.work import Family
 from meshwright.gnn_cost.fitting import FitData, FitSettings, fit
-from meshwright.gnn_cost.pretrained_pricing import read_step_figures
+from meshwright.gnn_cost.pretrained_pricing import load_pricing, read_step_figures
 from meshwright.tracking import DataSource, LocalTracker
 
 TRUE = {
@@ -100,16 +104,28 @@ class _Predictions:
     def __init__(self, pricing: object) -> None:
         del pricing
 
-    def predict(self, run: MeasuredRun) -> object:
+    def shaped(self, run: MeasuredRun) -> object:
         type(self).calls += 1
         number = int(run.run_id)
         if number % 8 == 0:
             return Skipped(run_id=run.run_id, reason="odd")
-        breakdown = {"compute": 0.8, "launch": 0.1, "optimizer": 0.1}
-        prediction = type("Prediction", (), {})()
-        prediction.breakdown = breakdown
-        prediction.step_time_s = 1.0
-        return prediction
+        cost = StepCost(
+            breakdown_s={"compute": 0.8, "launch": 0.1, "optimizer": 0.1},
+            memory=StageMemory(by_cause={"parameters": np.ones(1)}),
+            capacity_bytes=np.ones(1),
+        )
+        shape = StepShape(
+            breakdown_s=cost.breakdown_s,
+            family_s=np.eye(len(Family))[Family.MATMUL],
+            num_runs=100.0 + number,
+            peak_flop_per_s=3e14,
+            memory_bytes_per_s=2e12,
+            num_devices=2,
+            tp=1,
+            num_stages=1,
+            num_microbatches=2,
+        )
+        return cost, shape
 
 
 @pytest.fixture
@@ -140,7 +156,7 @@ def test_the_part_writes_what_pricing_reads(
         tracker=LocalTracker(tmp_path / "fit"),
         reproduce="",
     )
-    calibration, interval = read_step_figures(tmp_path / "fit" / "steps.json")
+    calibration, interval, steps = read_step_figures(tmp_path / "fit" / "steps.json")
     part = result.parts["steps"]
 
     assert (21, 3) == (part.figures["num_learned_from"], part.figures["left_out_runs"])
@@ -151,6 +167,8 @@ def test_the_part_writes_what_pricing_reads(
     assert 0 < interval[0] <= 1 <= interval[1]
     assert "learned" == calibration.origin_of("host_s_per_step").value
     assert not part.is_cut
+    assert steps is None, "a source of 12 runs teaches nothing"
+    assert {"f0"} == load_pricing(tmp_path / "fit").data_sha256
 
 
 def test_runs_predicted_before_are_not_predicted_again(

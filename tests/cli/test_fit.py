@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from meshwright.cost.work import Family
-from meshwright.gnn_cost.fitting.cards import read_card
+from meshwright.gnn_cost.fitting.cards import ModelCard
 from meshwright.gnn_cost.pretrained_pricing import load_pricing
 from meshwright.tracking import read_lines
 from tests.cli.conftest import Run
@@ -63,7 +64,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_fit_gives_weights_that_price_and_a_card_that_tells(fitted: Path) -> None:
-    card = read_card(fitted / "card.json")
+    card = msgspec.json.decode((fitted / "card.json").read_bytes(), type=ModelCard)
     index, problems = read_lines(fitted / "index.jsonl")
     metrics, _ = read_lines(fitted / "metrics.jsonl")
     pricing = load_pricing(fitted)

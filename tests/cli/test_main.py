@@ -24,6 +24,7 @@ VERBS = (
     "profile",
     "bench",
     "fit",
+    "train",
 )
 
 

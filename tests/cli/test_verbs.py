@@ -179,6 +179,23 @@ def test_explain_gives_reasons_and_sensitivity(meshwright: Run, plan_file: Path)
     assert half == pytest.approx(found["predicted"]["memory_capacity_bytes"] / 2, rel=0.01)
 
 
+def test_fp8_is_planned_where_it_need_not_run(meshwright: Run, tmp_path: Path) -> None:
+    words = ("plan", "tiny-gpt", "--global-batch", "8", "--precision", "fp8")
+
+    lacking = meshwright(*words, "--cluster", "4xa100")
+    refused = meshwright(*words, "--cluster", "4xh100")
+    meshwright(*words, "--cluster", "4xh100", "--allow-unrunnable", "-o", "fp8.json")
+    explained = meshwright("explain", "fp8.json").out
+
+    assert 0 not in (lacking.status, refused.status)
+    (line,) = lacking.lines_of_error
+    assert "has no units for it; use bf16, or one of rtx-4090" in line
+    assert "--allow-unrunnable" in refused.lines_of_error[0]
+    assert "fp8" == read_plan(tmp_path / "fp8.json").job.precision
+    assert "Cannot run yet: $.job.precision: the runtime does not train in fp8." in explained
+    assert "Memory, learned: in 99% of configurations" in explained
+
+
 def test_explain_in_words(meshwright: Run, plan_file: Path) -> None:
     out = meshwright("explain", plan_file).out
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meshwright.cluster.model import Device, GroupLevel
-from meshwright.cost.pricing import Priced
+from meshwright.cost.pricing import Correction, Priced, StepShape
 from meshwright.cost.work import DTYPES, OperatorWork
 from meshwright.spmd.program import CollectiveKind
 
@@ -70,3 +70,21 @@ class CachedOperators:
         is_cached = work.num_bytes <= self.cache_bytes
         time_s = np.where(is_cached, np.maximum(work.flop / peaks, 1e-12), found.time_s)
         return Priced(time_s=time_s, trust=found.trust)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FixedSteps:
+    """A factor by tensor parallel degree, 1 for those not told; counts how often it is asked."""
+
+    factor_of_tp: Mapping[int, float]
+    trust: float = 1.0
+    log_half_width: float = 0.1
+    asked: list[StepShape] = field(default_factory=list)
+
+    def step(self, shape: StepShape) -> Correction:
+        self.asked.append(shape)
+        return Correction(
+            factor=self.factor_of_tp.get(shape.tp, 1.0),
+            trust=self.trust,
+            log_half_width=self.log_half_width,
+        )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meshwright.cluster.model import Cluster, Device, Host, Link
-from meshwright.cost.collectives import CollectivePrices, collective_time_s
+from meshwright.cost.collectives import CollectivePrices, collective_time_s, flat_ring_hops
 from meshwright.spmd.program import CollectiveKind
 
 # 1 GB/s and 2 GB/s reached: 0.8 of the data sheet.
@@ -68,6 +70,28 @@ def test_latencies_of_levels_add_up() -> None:
     )
 
     assert pytest.approx(2e-6 + 120e-6 + 15.75e-6) == time_s
+
+
+def test_gathers_go_around_all_ranks() -> None:
+    """64 hosts of 2: 64 hops of 1 us within hosts and 63 of 10 us between, for one byte of each."""
+    for kind in (CollectiveKind.ALL_GATHER, CollectiveKind.REDUCE_SCATTER):
+        time_s = collective_time_s(kind, 128, cluster=cluster(64, 2), ranks=range(128))
+
+        assert pytest.approx(64e-6 + 630e-6, rel=1e-3) == time_s
+
+
+def test_one_rank_of_each_host_may_gather_by_tree() -> None:
+    """64 hosts of one device: 6 hops of 10 us instead of 63."""
+    time_s = collective_time_s(
+        CollectiveKind.ALL_GATHER, 64, cluster=cluster(64, 1), ranks=range(64)
+    )
+
+    assert pytest.approx(60e-6, rel=1e-2) == time_s
+
+
+@given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=4))
+def test_a_ring_has_one_hop_less_than_ranks(sizes: list[int]) -> None:
+    assert math.prod(sizes) - 1 == sum(flat_ring_hops(sizes))
 
 
 def test_all_to_all_uses_all_levels_at_once() -> None:

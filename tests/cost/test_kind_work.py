@@ -10,7 +10,7 @@ import pytest
 
 from meshwright.cluster import parse_cluster
 from meshwright.cluster.model import Device
-from meshwright.cost.columns import IntArray
+from meshwright.cost.columns import IntArray, scale_weights
 from meshwright.cost.kind_times import batch_splits
 from meshwright.cost.model import StepCostModel
 from meshwright.cost.pricing import ANALYTIC, Priced, Pricing
@@ -174,7 +174,7 @@ def test_scaled_and_unscaled_tables_have_equal_work(data: int, micro: int, tp: i
 
 
 def test_rings_see_all_keys() -> None:
-    """Of 8 tokens a rank of 2 has 4 queries; the keys of both pass by."""
+    """Of 8 tokens a rank of 2 has 4 queries; the last one sees one block whole, and part of its."""
     model = gpt()
     sizes = {**dict.fromkeys(AXIS_NAMES, 1), "cp": 2}
     shards = [
@@ -187,7 +187,7 @@ def test_rings_see_all_keys() -> None:
     (attention,) = np.flatnonzero(work.family == Family.ATTENTION)
 
     assert [16 * 4, 4, 8, 8] == work.dims[attention].tolist()
-    assert 4 * 16 * 4 * 4 * 8 * 8 * (36 / 64) == work.flop[attention]
+    assert 4 * 16 * 4 * 4 * 8 * 8 * (1 + 36 / 64) / 2 == work.flop[attention]
 
 
 def test_a_pricer_takes_the_place_of_the_roofline() -> None:
@@ -248,11 +248,11 @@ def test_a_table_that_is_asked_often_is_priced_at_once() -> None:
         alone = single.times_of_kinds(split, each, model.pricer.prices)
         assert alone.device_s.tolist() == some.device_s.tolist()
     count = pricer.asked[0].count
+    sizes = {data * micro for data, micro in splits[2:]}
 
-    assert [count, count, (len(splits) - 2) * count] == [work.count for work in pricer.asked]
+    assert [count, count, len(sizes) * count] == [work.count for work in pricer.asked]
     last = pricer.asked[-1]
-    assert len(splits) - 2 == last.edges.shape[1] / pricer.asked[0].edges.shape[1]
-    assert (last.edges[0] // count == last.edges[1] // count).all()
+    assert len(sizes) == last.edges.shape[1] / pricer.asked[0].edges.shape[1]
 
 
 def test_many_splits_are_the_splits_one_by_one() -> None:
@@ -288,3 +288,34 @@ def test_fusion_and_narrow_products_reach_the_work() -> None:
     assert plain.num_bytes[products].tolist() == changed.num_bytes[products].tolist()
     # The graph's own type has four bytes: its products are not cast.
     assert plain.dtype.tolist() == changed.dtype.tolist()
+
+
+def test_equal_graphs_are_priced_once() -> None:
+    """Four splits in which a micro-batch has two sizes; every row finds itself."""
+    model, split = gpt(), split_of()
+    kinds = table_of(model, split)._prices.work
+    weights = np.array(
+        [scale_weights(data_parallel=data, num_microbatches=m) for data, m in DATA_AND_MICRO]
+    )
+    work = kinds.at(weights)
+
+    once, kept, place = kinds.distinct(work)
+
+    every = np.arange(work.count)
+    assert once.count < work.count * 0.6
+    assert rows_of(work, kept) == rows_of(once, np.arange(once.count))
+    for name in ("family", "dtype", "dims", "flop", "num_bytes"):
+        assert getattr(work, name).tolist() == getattr(once, name)[place].tolist()
+    assert neighbors(work, every) == neighbors(once, place)
+
+
+DATA_AND_MICRO = ((1, 4), (2, 2), (4, 1), (1, 2))
+
+
+def neighbors(work: OperatorWork, rows: IntArray) -> list[Counter[tuple[float, ...]]]:
+    """For each of ``rows``, what comes before and after it, by kind of edge and size."""
+    met: list[Counter[tuple[float, ...]]] = [Counter() for _ in range(work.count)]
+    for (first, second), kind in zip(work.edges.T, work.edge_kind, strict=True):
+        met[first][1, kind, work.family[second], *work.dims[second]] += 1
+        met[second][0, kind, work.family[first], *work.dims[first]] += 1
+    return [met[row] for row in rows]

@@ -179,6 +179,23 @@ def test_collectives_slowed_by_compute_hide_less() -> None:
     assert after.breakdown["dp_communication"] > before.breakdown["dp_communication"]
 
 
+def test_gathers_without_prefetch_wait_and_copies_add_by_the_byte() -> None:
+    """ZeRO-3 on 4 devices: what is added per byte shows whole where nothing is prefetched."""
+
+    def gather_s(**figures: float) -> float:
+        found = planned("4xa100", pricing=calibrated(**figures), rule="zero3").plan.prediction
+        assert found is not None
+        return found.breakdown["zero_gather"]
+
+    hidden_s = gather_s()
+    waiting_s = gather_s(gather_overlap=0.0)
+    copied_s = gather_s(gather_overlap=0.0, gather_s_per_byte=1e-11)
+
+    assert 0 < hidden_s < waiting_s
+    added_s = gather_s(gather_overlap=0.0, gather_s_per_byte=2e-11) - copied_s
+    assert pytest.approx(copied_s - waiting_s, rel=1e-6) == added_s > 0
+
+
 def test_a_plan_names_what_priced_it() -> None:
     pricing = Pricing(name="test", sha256="0123456789abcdef")
 

@@ -61,8 +61,8 @@ def test_the_fitted_roofline_names_what_was_put_in() -> None:
     model = FittedRoofline()
     model.fit(products(count=300, seed=1))
 
-    assert pytest.approx(0.6, abs=0.03) == model.efficiency[Family.MATMUL]
-    assert pytest.approx(2e-6, rel=0.3) == model.floor_s[Family.MATMUL]
+    assert pytest.approx(0.6, abs=0.03) == 1 / model.tensors["typical_slowdown"][Family.MATMUL]
+    assert pytest.approx(2e-6, rel=0.3) == model.tensors["typical_floor_s"][Family.MATMUL]
 
 
 @pytest.mark.parametrize("name", ["trees", "mlp"])

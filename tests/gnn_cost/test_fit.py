@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from meshwright.errors import BadRequest
 from meshwright.gnn_cost.fitting import FitData, FitResult, FitSettings, Part, fit
-from meshwright.gnn_cost.fitting.cards import read_card
+from meshwright.gnn_cost.fitting.cards import ModelCard
 from meshwright.gnn_cost.weights import load_weights
 from meshwright.tracking import LocalTracker, file_sha256, read_lines
 from tests.gnn_cost.fit_parts import Line, line_data
@@ -53,7 +54,7 @@ def test_equal_seeds_give_equal_files_and_others_do_not(tmp_path: Path) -> None:
 
 def test_cards_say_what_was_learned_from_and_how_well(tmp_path: Path) -> None:
     run(tmp_path)
-    card = read_card(tmp_path / "card.json")
+    card = msgspec.json.decode((tmp_path / "card.json").read_bytes(), type=ModelCard)
     tensors, own = load_weights(
         tmp_path / "line.safetensors", kind="line", versions={"features_version": 1}
     )

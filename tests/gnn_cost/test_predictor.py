@@ -175,6 +175,20 @@ def test_an_element_width_never_measured_is_not_trusted_wholly() -> None:
     assert fitted().model.operators(single, A100).trust[0] < 0.5
 
 
+def test_intervals_are_wider_on_a_device_that_was_not_measured() -> None:
+    """Of the very same data sheet: only its name tells."""
+    work = work_of(np.array([Family.MATMUL]), np.full((1, 4), [1.0, 1024, 1024, 1024]))
+    model = fitted().model
+    unseen = replace(model, device_names=frozenset({"h100-sxm-80gb"}))
+
+    low, high = model.intervals(work, A100)
+    unseen_low, unseen_high = unseen.intervals(work, A100)
+
+    assert A100.name in model.device_names
+    assert unseen_low < low < high < unseen_high
+    assert model.operators(work, A100).time_s == unseen.operators(work, A100).time_s
+
+
 def test_devices_of_a_maker_never_measured_are_not_trusted() -> None:
     """MI300X and MI250X are near measured devices by data sheet; their maker tells them apart."""
     work = work_of(np.array([Family.MATMUL]), np.array([[1.0, 4096, 4096, 4096]]))

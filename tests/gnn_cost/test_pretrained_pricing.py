@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from meshwright.cluster import parse_cluster
@@ -95,6 +96,36 @@ def test_what_comes_with_the_package_is_loaded_by_default() -> None:
     assert found.is_learned
     assert "learned" == found.name
     assert found.label.startswith("learned ")
+
+
+def test_the_package_s_correction_belongs_to_its_prices() -> None:
+    """Whoever fits operators or collectives anew makes steps.json anew (docs/fit.md)."""
+    path = pretrained_folder() / STEPS_NAME
+    if not path.is_file():
+        pytest.skip("no weights in the package")
+    found = msgspec.json.decode(path.read_bytes(), type=StepFigures)
+
+    assert load_pricing(with_steps=False).sha256 == found.made_with
+    assert {source.sha256 for source in found.data} <= load_pricing().data_sha256
+    assert ["runs"] == [source.kind for source in found.data]
+    assert load_pricing().steps is not None
+
+
+def test_a_correction_of_other_prices_is_left_out(tmp_path: Path) -> None:
+    if not (pretrained_folder() / STEPS_NAME).is_file():
+        pytest.skip("no weights in the package")
+    copy = tmp_path / "copy"
+    shutil.copytree(pretrained_folder(), copy)
+    figures = msgspec.json.decode((copy / STEPS_NAME).read_bytes(), type=StepFigures)
+    kept = msgspec.structs.replace(figures, made_with="")
+    other = msgspec.structs.replace(figures, made_with="0" * 64)
+
+    kept.write(copy)
+    assert load_pricing(copy).steps is not None
+    assert load_pricing(copy, with_steps=False).steps is None
+    other.write(copy)
+    assert load_pricing(copy).steps is None
+    assert load_pricing(copy).calibration == load_pricing().calibration
 
 
 def test_a_copy_of_the_package_folder_is_the_same_model(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 
 import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
+from meshwright.cost.pricing import MemoryMargin
 from meshwright.plans import (
     GraphReference,
     JobSpec,
@@ -36,6 +38,7 @@ from meshwright.report import (
     cause_words,
     demo_markdown,
     measured_table,
+    memory_margin_words,
     mesh_words,
     plans_table,
     prediction_words,
@@ -211,6 +214,21 @@ def test_a_prediction_names_its_source_and_interval() -> None:
         "200 ms a step (100 ms to 300 ms, analytic), 1.0 MiB of 1.0 GiB, 40 samples/s, "
         "50.0% of the peak"
     ) == prediction_words(PREDICTION)
+
+
+def test_a_memory_margin_says_whether_the_percentile_fits() -> None:
+    """1 MiB of 1 GiB is predicted."""
+    margin = MemoryMargin(
+        level=0.99, margin=0.5, runs=12, configurations=5, sources=("megatron", "other")
+    )
+
+    assert (
+        "Memory, learned: in 99% of configurations at most 50.0% above the prediction (12 runs, "
+        "5 configurations of megatron, other), 1.5 MiB, which fits too."
+    ) == memory_margin_words(PREDICTION, margin)
+    assert memory_margin_words(PREDICTION, replace(margin, margin=1024.0)).endswith(
+        "1.0 GiB, more than 1.0 GiB: it may run out of memory."
+    )
 
 
 def test_breakdowns_sum_and_leave_out_nothing_but_zeros() -> None:

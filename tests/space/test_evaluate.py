@@ -86,6 +86,7 @@ def test_learned_and_calibrated_prices_are_as_exact() -> None:
         **{"straggler_share": 0.01, "optimizer_traffic": 0.5, "clipping_passes": 3.0},
         **{"allocator_share": 0.1, "gradient_item_bytes": 4, "reduction_item_bytes": 4},
         **{"launch_scale": 2.0, "reserved_bytes": 2**30},
+        **{"gather_overlap": 0.3, "gather_s_per_byte": 5e-11},
     }
     pricing = Pricing(
         name="test",
@@ -244,3 +245,20 @@ def test_zb_h1_is_priced_by_its_own_schedule(num_stages: int, num_microbatches: 
         found[schedule] = float(priced.time_s[0])
 
     assert found[ScheduleName.ZB_H1] < found[ScheduleName.ONE_F_ONE_B]
+
+
+@pytest.mark.parametrize("schedule", [ScheduleName.GPIPE, ScheduleName.ZB_H1])
+def test_a_space_under_another_schedule_is_that_of_its_skeleton(schedule: ScheduleName) -> None:
+    context = context_of(tiny_gpt(), "cpu:8", 16)
+    usual = space_of(context, {"dp_shard": 2}, 4, 8)
+    starts = even_starts(usual)[None].repeat(usual.num_strategies, axis=0)
+    assignment = np.arange(usual.num_strategies)[:, None].repeat(usual.num_segments, axis=1)
+    skeleton = replace(usual.skeleton, schedule=schedule)
+    fresh = PlanSpace(context, skeleton, usual.strategies).evaluate(assignment, starts)
+    found = usual.under(schedule).evaluate(assignment, starts)
+    again = usual.under(schedule).under(ScheduleName.ONE_F_ONE_B).evaluate(assignment, starts)
+
+    np.testing.assert_array_equal(fresh.time_s, found.time_s)
+    np.testing.assert_array_equal(fresh.excess, found.excess)
+    np.testing.assert_array_equal(usual.evaluate(assignment, starts).time_s, again.time_s)
+    assert (found.time_s != again.time_s).any()

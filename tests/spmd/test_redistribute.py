@@ -151,3 +151,23 @@ def test_what_happens_inside_a_micro_batch_leaves_the_others_alone() -> None:
     assert [(StepKind.ALL_TO_ALL, ("ep",))] == [
         (step.kind, step.axes) for step in plan_steps(source, target)
     ]
+
+
+def test_axes_that_move_together_go_in_one_exchange() -> None:
+    source = Layout.of({(0, 0): ["dp_shard", "tp"]}, {})
+    target = Layout.of({(1, 0): ["dp_shard", "tp"]}, {})
+
+    assert [(StepKind.ALL_TO_ALL, ("dp_shard", "tp"))] == [
+        (step.kind, step.axes) for step in plan_steps(source, target)
+    ]
+
+
+def test_axes_of_two_leaves_meet_by_one_exchange_each() -> None:
+    """The outer one first, there and, in reverse, back."""
+    apart = Layout.of({(0, 0): ["dp_shard"], (0, 1): ["tp"]}, {})
+    together = Layout.of({(1, 0): ["dp_shard", "tp"]}, {})
+
+    assert [("dp_shard",), ("tp",)] == [step.axes for step in plan_steps(apart, together)]
+    assert [("tp",), ("dp_shard",)] == [step.axes for step in plan_steps(together, apart)]
+    kinds = {step.kind for step in (*plan_steps(apart, together), *plan_steps(together, apart))}
+    assert {StepKind.ALL_TO_ALL} == kinds

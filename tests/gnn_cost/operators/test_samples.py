@@ -132,6 +132,19 @@ def test_beside_products_nothing_computes_in_tf32_or_eight_bits() -> None:
         ({**_LINEAR, "time_s": np.nan}, "no time"),
         ({**_LINEAR, "time_s": 10.0}, "time was cut off"),
         ({**_LINEAR, "source": "sailor_ops", "tp": 2}, "ranks exchange data in it"),
+        (
+            {**_LINEAR, "source": "aceso", "tp": 2, "extra": '{"role": "enc-MLP-GEMM-2"}'},
+            "ranks exchange data in it",
+        ),
+        (
+            {"op": "layer_norm", "m": 4, "n": 4, "source": "aceso"}
+            | {"extra": '{"role": "final-layernorm"}'},
+            "layer norm with other work in it",
+        ),
+        (
+            {**_LINEAR, "dtype": "fp8", "extra": '{"kernel": "torch_flow"}'},
+            "operands are quantized in it",
+        ),
         ({**_LINEAR, "time_s": 1e-15}, "faster than the device's data sheet allows"),
         (
             {"op": "softmax", "m": 4, "n": 4, "source": "aceso"},
@@ -150,6 +163,19 @@ def test_a_row_is_left_out_for_a_reason(row: dict[str, object], reason: str) -> 
     assert ["", reason, ""] == samples.reasons.tolist()
     assert [0, 2] == samples.rows.tolist()
     assert 2 == samples.graphs.count
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"source": "aceso", "tp": 1, "extra": '{"role": "enc-MLP-GEMM-2"}'},
+        {"source": "aceso", "tp": 2, "extra": '{"role": "enc-MLP-GEMM-1"}'},
+        {"source": "somebody", "tp": 2, "extra": '{"role": "enc-MLP-GEMM-2"}'},
+        {"dtype": "bf16", "extra": '{"kernel": "torch_flow"}'},
+    ],
+)
+def test_a_row_that_holds_its_operator_alone_is_kept(row: dict[str, object]) -> None:
+    assert 1 == made({**_LINEAR, **row}).graphs.count
 
 
 def test_nothing_usable_gives_no_graphs() -> None:

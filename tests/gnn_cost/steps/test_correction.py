@@ -10,17 +10,22 @@ import pytest
 from meshwright.errors import BadRequest
 from meshwright.gnn_cost.forward import MAX_FACTOR
 from meshwright.gnn_cost.steps.correction import STEP_FEATURES, StepCorrection
-from meshwright.gnn_cost.steps.fit import fit_step_correction, half_width_scale
+from meshwright.gnn_cost.steps.fit import OF_SHAPES, fit_step_correction, half_width_scale
 
 NUM_FEATURES = len(STEP_FEATURES)
+NAMES = list(STEP_FEATURES)
 UNITS = np.array(list(STEP_FEATURES.values()))
 
 
 def steps(count: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features within one unit of 0, and log factors that follow two of them smoothly."""
+    """Features within one unit of 0, and log factors that follow two of them smoothly.
+
+    Shapes, devices and clusters are nearly the same: of these, little is told of others.
+    """
     features = np.random.default_rng(seed).uniform(-1, 1, (count, NUM_FEATURES)) * UNITS
-    first, last = features[:, 0] / UNITS[0], features[:, -1] / UNITS[-1]
-    return features, 0.1 + 0.1 * np.sin(2 * first) + 0.05 * last
+    features[:, [name in OF_SHAPES for name in STEP_FEATURES]] *= 0.05
+    launch, micro = (features[:, NAMES.index(n)] for n in ("launch_share", "log_microbatches"))
+    return features, 0.1 + 0.1 * np.sin(8 * launch) + 0.05 * micro
 
 
 def process(features: np.ndarray, log_ratio: np.ndarray) -> StepCorrection:

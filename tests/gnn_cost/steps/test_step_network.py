@@ -7,7 +7,7 @@ import torch
 
 from meshwright.cluster.catalog import find_device
 from meshwright.cost.work import DTYPES, EdgeKind, Family, OperatorWork
-from meshwright.gnn_cost.forward import KIND_NAMES, NUM_SIZES
+from meshwright.gnn_cost.forward import KIND_NAMES, MAX_FACTOR, NUM_SIZES
 from meshwright.gnn_cost.network import GraphNetwork
 from meshwright.gnn_cost.samples import MeasuredGraphs
 from meshwright.gnn_cost.steps.network import StepNetwork, StepRows, network_of
@@ -101,3 +101,16 @@ def test_slower_operators_wait_less_for_launches() -> None:
 
     assert (2 * PRICED_S + LAUNCH_S) * 0.99 < found_s.min()
     assert found_s[::2].max() < 2.6 * PRICED_S + LAUNCH_S * 0.9
+
+
+def test_messages_that_run_away_are_capped() -> None:
+    """Of rows and of the graph: no step gets beyond the square of the bound."""
+    graphs = steps(8)
+    network = StepNetwork(tensors())
+    for parameter in network._tuned:
+        torch.nn.init.constant_(parameter, 50.0)
+    found_s = network.predict(rows_of(graphs), np.arange(8))
+
+    assert np.isfinite(found_s).all()
+    assert found_s.max() <= 2 * PRICED_S * MAX_FACTOR**2 * (1 + 1e-5)
+    assert found_s.min() >= 2 * PRICED_S / MAX_FACTOR**2 * (1 - 1e-5)

@@ -1,0 +1,158 @@
+"""A policy as a ``Decider``: its most probable plan and samples of it, fastest first.
+
+Samples that agree so far share an episode: each step computes one row of logits for every distinct
+beginning, and divides the samples that are there among its candidates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from meshwright.agents.policy import Encoding, PlacementPolicy, collate
+from meshwright.agents.ppo import MaskedCategorical
+from meshwright.agents.weights import load_policy
+from meshwright.env.build import instance_of
+from meshwright.env.decode import Placed, decision_of
+from meshwright.env.episode import Episode
+from meshwright.env.instance import Instance
+from meshwright.env.observation import NUM_CANDIDATE
+from meshwright.errors import NoFeasiblePlan
+from meshwright.space.decision import Decision
+from meshwright.space.search import SearchContext
+
+__all__ = ["PRETRAINED", "PolicyDecider", "Sampled", "sample_plans"]
+
+PRETRAINED = Path(__file__).parent / "pretrained" / "planner.safetensors"
+
+_NUM_SAMPLES = {"O1": 16, "O2": 64}
+_MAX_DECISIONS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """A plan that the policy came to."""
+
+    placed: Placed
+    time_s: float
+    """By the room's table."""
+
+
+class PolicyDecider:
+    """Decides with a policy; a ``space.search.Decider``."""
+
+    name = "policy"
+
+    def __init__(self, policy: PlacementPolicy, *, num_samples: int | None = None) -> None:
+        """Decide with ``policy``.
+
+        Args:
+            policy: trained for the observations of ``env.observation``.
+            num_samples: drawn besides the most probable plan; by default what the level allows.
+        """
+        self.policy = policy
+        self._num_samples = num_samples
+
+    @classmethod
+    def pretrained(
+        cls, path: Path = PRETRAINED, *, num_samples: int | None = None
+    ) -> PolicyDecider:
+        """The policy in ``path``, the package's own by default.
+
+        Raises:
+            BadRequest: the file is missing, damaged or of another version.
+        """
+        return cls(load_policy(path)[0], num_samples=num_samples)
+
+    def decide(
+        self, context: SearchContext, deadline_s: float | None = None
+    ) -> tuple[Decision, ...]:
+        """At most 8 decisions, fastest first; none where nothing fits."""
+        if deadline_s is not None and time.monotonic() >= deadline_s:
+            return ()
+        count = self._num_samples
+        try:
+            instance = instance_of(context, reference=lambda _: 1.0, simulate=False)
+            found = sample_plans(
+                self.policy,
+                instance,
+                num_samples=_NUM_SAMPLES[context.level] if count is None else count,
+                seed=context.seed,
+                deadline_s=deadline_s,
+            )
+        except NoFeasiblePlan:
+            return ()
+        return tuple(decision_of(context, instance, plan.placed) for plan in found[:_MAX_DECISIONS])
+
+
+@torch.no_grad()
+def sample_plans(
+    policy: PlacementPolicy,
+    instance: Instance,
+    *,
+    num_samples: int,
+    seed: int,
+    deadline_s: float | None = None,
+) -> tuple[Sampled, ...]:
+    """Distinct plans, fastest first: the greedy one and those of ``num_samples`` samples.
+
+    Args:
+        policy: decides.
+        instance: whose rooms are opened as far as plans need them.
+        num_samples: plans drawn, repetitions counted.
+        seed: of the draws.
+        deadline_s: ``time.monotonic()`` after which no more samples are followed; the greedy plan
+            is always finished.
+
+    Raises:
+        NoFeasiblePlan: nothing fits.
+    """
+    encoding = policy.encode(collate([instance.graph]))
+    generator = torch.Generator().manual_seed(seed)
+    first = Episode(instance)
+    greedy = first
+    while not greedy.is_done:
+        slot = int(_distribution(policy, encoding, [greedy]).mode())
+        greedy = greedy.after(slot)
+    done = {greedy.placed: greedy.time_s}
+    open_: list[tuple[Episode, int]] = [(first, num_samples)] if num_samples else []
+    while open_ and (deadline_s is None or time.monotonic() < deadline_s):
+        distribution = _distribution(policy, encoding, [episode for episode, _ in open_])
+        later: list[tuple[Episode, int]] = []
+        for (episode, count), log_A in zip(open_, distribution.log_probability_BA, strict=True):
+            drawn = torch.multinomial(log_A.exp(), count, replacement=True, generator=generator)
+            slots, counts = torch.unique(drawn, return_counts=True)
+            for slot, number in zip(slots.tolist(), counts.tolist(), strict=True):
+                after = episode.after(slot)
+                if after.is_done:
+                    done[after.placed] = after.time_s
+                else:
+                    later.append((after, number))
+        open_ = later
+    found = (Sampled(placed=placed, time_s=time_s) for placed, time_s in done.items() if placed)
+    return tuple(sorted(found, key=lambda plan: (plan.time_s, plan.placed)))
+
+
+def _distribution(
+    policy: PlacementPolicy, encoding: Encoding, episodes: Sequence[Episode]
+) -> MaskedCategorical:
+    width = max(len(episode.valid) for episode in episodes)
+    mask_BA = np.zeros((len(episodes), width), dtype=bool)
+    candidates_BAF = np.zeros((len(episodes), width, NUM_CANDIDATE), dtype=np.float32)
+    for row, episode in enumerate(episodes):
+        mask_BA[row, : len(episode.valid)] = episode.valid
+        candidates_BAF[row, : len(episode.valid)] = episode.candidates()
+    observation = {
+        "decision": torch.tensor([episode.decision for episode in episodes]),
+        "action_mask": torch.from_numpy(mask_BA),
+        "candidates": torch.from_numpy(candidates_BAF),
+        "state": torch.from_numpy(np.stack([episode.state() for episode in episodes])),
+    }
+    nowhere = torch.zeros(len(episodes), dtype=torch.long)
+    logits_BA, _ = policy.decide(encoding, nowhere, observation)
+    return MaskedCategorical(logits_BA, observation["action_mask"])

@@ -1,0 +1,178 @@
+"""What a planner learns on and what its weights are chosen by, in words: two lists of instances.
+
+In general the frozen sets of ``env.frozen``; or the jobs of a trace; or models on one cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from meshwright.cluster.model import Cluster
+from meshwright.env.clusters import ClusterPart, ClusterSpec
+from meshwright.env.frozen import frozen_sets, frozen_specs, specs_sha256
+from meshwright.env.generator import SPARE, SPLITS, InstanceSpec, draw, models_of, state_bytes
+from meshwright.env.models import ModelSpec
+from meshwright.env.traces import TracedJobs
+from meshwright.errors import BadRequest
+from meshwright.plans.plan import OptimizerName
+
+__all__ = ["Syllabus", "cluster_syllabus", "general_syllabus", "traced_syllabus"]
+
+_DRAWN = 400
+"""Instances of a trace or a cluster where no number is given."""
+
+_LEAST_VALIDATION = 8
+_VALIDATION_SHARE = 0.125
+_DEVICES_PER_SAMPLE = 4
+_MAX_ROWS = 192
+_MAX_PLANS = 1024
+_SGD_SHARE = 0.15
+_TRIES_PER_INSTANCE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Syllabus:
+    """Instances to learn on, and others to choose weights by."""
+
+    name: str
+    train: tuple[InstanceSpec, ...]
+    validation: tuple[InstanceSpec, ...]
+    cluster: Cluster | None = None
+    """Where all of them run; ``None``: each says it."""
+
+    @property
+    def sha256(self) -> str:
+        """Of all specifications in order, and of the cluster."""
+        words = f"{specs_sha256(self.train)} {specs_sha256(self.validation)} {self.cluster or ''}"
+        return hashlib.sha256(words.encode()).hexdigest()
+
+
+def general_syllabus(count: int | None = None) -> Syllabus:
+    """The frozen training and validation sets; of each the first ones where ``count`` is given.
+
+    Raises:
+        BadRequest: what is drawn is not what was frozen.
+    """
+    return Syllabus(
+        name="general",
+        train=_of_frozen("train", count),
+        validation=_of_frozen("validation", None if count is None else _num_validation(count)),
+    )
+
+
+def traced_syllabus(folder: Path, count: int | None = None) -> Syllabus:
+    """Jobs like those of the trace in the record store ``folder``, by their share of GPU time.
+
+    Raises:
+        BadRequest: the store cannot be read, or holds no such jobs.
+    """
+    jobs = TracedJobs.from_store(folder)
+    return _drawn("traces", jobs.draw, count or _DRAWN)
+
+
+def cluster_syllabus(cluster: Cluster, count: int | None = None) -> Syllabus:
+    """Models of the training split on all of ``cluster``.
+
+    Raises:
+        BadRequest: no model of the split fits the cluster.
+    """
+    where = _described(cluster)
+    size = sum(host.num_devices for host in cluster.hosts)
+    held_bytes = sum(host.num_devices * host.device.memory_bytes for host in cluster.hosts)
+    fitting = [
+        model
+        for model in models_of(SPLITS["train"])
+        if size <= model.global_batch * _DEVICES_PER_SAMPLE
+        and held_bytes >= SPARE * state_bytes(model, OptimizerName.SGD)
+    ]
+    if not fitting:
+        raise BadRequest(
+            f"--finetune: {cluster.name}: of the {SPLITS['train'].num_models} training models none "
+            "fits its memory with a batch for so many devices; plan with the general planner"
+        )
+
+    def drawn(seed: int) -> InstanceSpec:
+        rng = np.random.default_rng((zlib.crc32(b"cluster"), seed))
+        model = fitting[int(rng.integers(len(fitting)))]
+        needed = SPARE * state_bytes(model, OptimizerName.ADAMW)
+        is_roomy = held_bytes >= needed and rng.random() > _SGD_SHARE
+        return InstanceSpec(
+            model=model,
+            cluster=where,
+            optimizer=OptimizerName.ADAMW if is_roomy else OptimizerName.SGD,
+            max_rows=int(rng.choice((64, 96, 128, _MAX_ROWS))),
+            max_plans=_MAX_PLANS,
+        )
+
+    found = _drawn("cluster", drawn, count or _DRAWN)
+    return Syllabus(
+        name=found.name, train=found.train, validation=found.validation, cluster=cluster
+    )
+
+
+def _of_frozen(name: str, count: int | None) -> tuple[InstanceSpec, ...]:
+    frozen = frozen_sets()[name]
+    if count is None or count >= frozen.count:
+        return frozen_specs(name)
+    first = frozen.first_seed
+    return tuple(draw(seed, frozen.split) for seed in range(first, first + count))
+
+
+def _num_validation(count: int) -> int:
+    return max(_LEAST_VALIDATION, round(count * _VALIDATION_SHARE))
+
+
+def _drawn(name: str, draw_one: Callable[[int], InstanceSpec], count: int) -> Syllabus:
+    """``count`` different instances of rising seeds; a few whole models of them validate.
+
+    Raises:
+        BadRequest: they are about fewer than two models.
+    """
+    wanted = count + _num_validation(count)
+    found: dict[InstanceSpec, None] = {}
+    for seed in range(_TRIES_PER_INSTANCE * wanted):
+        found.setdefault(draw_one(seed))
+        if len(found) == wanted:
+            break
+    by_model = Counter(spec.model for spec in found)
+    if len(by_model) < 2:
+        raise BadRequest(
+            f"instances: {name} gives {len(found)} about one model, but those to judge by must be "
+            "about others than those to learn on; ask for more, or use the general planner"
+        )
+    held_out: set[ModelSpec] = set()
+    in_order = sorted(by_model, key=lambda model: zlib.crc32(msgspec.json.encode(model)))
+    for model in in_order[:-1]:
+        held_out.add(model)
+        if sum(by_model[one] for one in held_out) >= len(found) * _VALIDATION_SHARE:
+            break
+    return Syllabus(
+        name=name,
+        train=tuple(spec for spec in found if spec.model not in held_out),
+        validation=tuple(spec for spec in found if spec.model in held_out),
+    )
+
+
+def _described(cluster: Cluster) -> ClusterSpec:
+    """The cluster's hosts; links are those of the cluster itself."""
+    parts: list[ClusterPart] = []
+    for host in cluster.hosts:
+        same = parts and (parts[-1].device, parts[-1].devices_per_host) == (
+            host.device.name,
+            host.num_devices,
+        )
+        num_hosts = parts.pop().num_hosts + 1 if same else 1
+        parts.append(
+            ClusterPart(
+                num_hosts=num_hosts, devices_per_host=host.num_devices, device=host.device.name
+            )
+        )
+    return ClusterSpec(parts=tuple(parts))

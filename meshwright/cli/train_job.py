@@ -1,0 +1,275 @@
+"""What ``meshwright train`` does: from its options to a job, and what it says of the outcome."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.table import Table
+
+from meshwright.agents.making import BEST_METRICS, Made, PlannerJob, Start, make_planner
+from meshwright.agents.making import require_fresh as require_fresh_folder
+from meshwright.agents.planner import PRETRAINED
+from meshwright.agents.syllabus import (
+    Syllabus,
+    cluster_syllabus,
+    general_syllabus,
+    traced_syllabus,
+)
+from meshwright.agents.training import TrainingSettings
+from meshwright.cli.fit_calibrate import corrected_pricing
+from meshwright.cli.output import Output
+from meshwright.cli.train import Asked, Objective
+from meshwright.cluster import parse_cluster
+from meshwright.cost.pricing import ANALYTIC, Pricing
+from meshwright.env.maker import Maker
+from meshwright.env.models import cache_folder
+from meshwright.errors import BadRequest
+from meshwright.gnn_cost.pretrained_pricing import load_pricing
+from meshwright.solvers.reference import rule_time_s
+from meshwright.tracking import Mirrored, Tracker, open_tracker, source_of, used
+
+__all__ = ["run_training"]
+
+_LONGEST_WAIT = timedelta(hours=6)
+"""Of ranks while one makes the instances."""
+
+
+def run_training(asked: Asked, out: Output) -> None:
+    """Make the planner that was asked for, and say what came of it.
+
+    Raises:
+        BadRequest: the folder holds another run, a file cannot be read, nothing can be learned.
+    """
+    with _ranks() as rank:
+        folder = _folder(asked)
+        require_fresh_folder(folder, is_resumed=asked.is_resumed)
+        torch.set_num_threads(asked.num_threads)
+        job = _job(asked, folder, out)
+        problems: list[str] = []
+
+        def complain(problem: str) -> None:
+            problems.append(problem)
+            out.progress(problem)
+
+        tracker: Tracker = Mirrored([], complain=complain)
+        run_id = ""
+        if rank == 0:
+            tracker, run_id = open_tracker(
+                folder,
+                asked.wandb,
+                project=asked.project,
+                group=asked.group,
+                complain=complain,
+                job_type="train",
+                best=BEST_METRICS,
+            )
+        if asked.traces is not None:
+            records = source_of(asked.traces, kind="records", num_rows=0)
+            used(tracker, "records", records.sha256)
+        made = make_planner(
+            job,
+            tracker=tracker,
+            is_resumed=asked.is_resumed,
+            budget_s=None if asked.end_s is None else max(0.0, asked.end_s - time.monotonic()),
+            say=out.progress if rank == 0 else lambda _: None,
+        )
+        if made is not None:
+            _show(out, made)
+            out.document(_document(made, run_id, problems))
+
+
+@contextmanager
+def _ranks() -> Iterator[int]:
+    """This process's rank, with a process group where torchrun started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+        yield 0
+        return
+    dist.init_process_group("gloo", timeout=_LONGEST_WAIT)
+    try:
+        yield dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+def _folder(asked: Asked) -> Path:
+    """Where the run is kept; under a sweep of W&B each has a folder of its own."""
+    folder = Path(asked.output)
+    is_swept = bool(os.environ.get("WANDB_SWEEP_ID"))
+    return folder / os.environ["WANDB_RUN_ID"] if is_swept else folder
+
+
+def _job(asked: Asked, folder: Path, out: Output) -> PlannerJob:
+    start = _start(asked)
+    return PlannerJob(
+        syllabus=_syllabus(asked),
+        settings=_settings(asked, start),
+        maker=Maker(
+            cache=cache_folder() if asked.cache is None else Path(asked.cache),
+            reference=rule_time_s,
+            pricing=_pricing(asked, folder, out),
+            cluster=None if asked.finetune is None else parse_cluster(asked.finetune),
+        ),
+        folder=folder,
+        reproduce=_command(asked),
+        start=start,
+        num_processes=asked.num_processes or len(os.sched_getaffinity(0)),
+    )
+
+
+def _start(asked: Asked) -> Start | None:
+    if asked.init is not None:
+        return Start.of(Path(asked.init) / PRETRAINED.name)
+    return None if asked.finetune is None else Start.of(PRETRAINED)
+
+
+def _syllabus(asked: Asked) -> Syllabus:
+    if asked.traces is not None:
+        return traced_syllabus(Path(asked.traces), asked.num_instances)
+    if asked.finetune is not None:
+        return cluster_syllabus(parse_cluster(asked.finetune), asked.num_instances)
+    return general_syllabus(asked.num_instances)
+
+
+def _pricing(asked: Asked, folder: Path, out: Output) -> Pricing:
+    """Learned prices are corrected by what the store of ``--traces`` measured of operators."""
+    if asked.cost_model == "analytic" or (asked.cost_model is None and asked.traces is None):
+        return ANALYTIC
+    is_named = asked.cost_model not in (None, "learned")
+    weights = Path(asked.cost_model or "") if is_named else None
+    if asked.traces is None:
+        return load_pricing(weights)
+    return corrected_pricing(
+        asked.traces,
+        weights=weights,
+        folder=folder / "cost-model",
+        cluster=None if asked.cluster is None else parse_cluster(asked.cluster),
+        say=out.progress,
+    )
+
+
+def _settings(asked: Asked, start: Start | None) -> TrainingSettings:
+    settings = TrainingSettings(seed=asked.seed)
+    if start is not None:
+        shape = start.policy.settings
+        settings = replace(
+            settings,
+            hidden=shape.hidden,
+            num_rounds=shape.num_rounds,
+            encoder=shape.encoder,
+            imitation_iterations=settings.imitation_iterations // _FEWER,
+            ppo_iterations=settings.ppo_iterations // _FEWER,
+            imitation=replace(
+                settings.imitation, learning_rate=settings.imitation.learning_rate / _SLOWER
+            ),
+        )
+    changes: dict[str, Any] = {
+        f"{phase}_iterations": count for phase, count in asked.iterations.items()
+    }
+    changes |= {"num_envs": asked.num_envs, "randomization": asked.randomization}
+    changes |= {"validate_every": asked.validate_every}
+    if start is None:
+        changes |= {"hidden": asked.hidden, "encoder": str(asked.encoder)}
+    elif asked.hidden not in (None, start.policy.settings.hidden):
+        raise BadRequest("--hidden: is decided by the planner that is gone on with")
+    ppo = settings.ppo
+    if asked.objective is Objective.MAX:
+        ppo = replace(ppo, baseline="best")
+    if asked.learning_rate is not None:
+        ppo = replace(ppo, learning_rate=asked.learning_rate)
+    given = {name: value for name, value in changes.items() if value is not None}
+    settings = replace(settings, ppo=ppo, **given)
+    if settings.ppo_iterations and settings.num_envs % ppo.group_size:
+        raise BadRequest(
+            f"--envs: {settings.num_envs} is no whole number of groups of {ppo.group_size}"
+        )
+    if not any(settings.iterations(phase) for phase in asked.iterations):
+        raise BadRequest("--imitation, --ppo and --expert are all 0: there is nothing to do")
+    return settings
+
+
+_FEWER = 4
+"""Of the iterations, where a planner that can plan already is gone on with."""
+
+_SLOWER = 4
+"""Learning rate of imitation then."""
+
+
+def _command(asked: Asked) -> str:
+    """The command line of the card: names of files, for paths are somebody's."""
+    words = ["meshwright", "train", "--seed", str(asked.seed)]
+    for option, path in (("--traces", asked.traces), ("--init", asked.init)):
+        if path is not None:
+            words += [option, Path(path).name]
+    if asked.cost_model is not None:
+        words += ["--cost-model", Path(asked.cost_model).name]
+    plain: dict[str, object] = {
+        "instances": asked.num_instances,
+        "cluster": asked.cluster,
+        "finetune": asked.finetune,
+        **asked.iterations,
+        "randomization": asked.randomization,
+        "learning-rate": asked.learning_rate,
+        "hidden": asked.hidden,
+        "envs": asked.num_envs,
+        "validate-every": asked.validate_every,
+    }
+    for name, value in plain.items():
+        if value is not None:
+            words += [f"--{name}", str(value)]
+    if asked.objective is not Objective.MEAN:
+        words += ["--objective", str(asked.objective)]
+    if str(asked.encoder) != "graph":
+        words += ["--encoder", str(asked.encoder)]
+    if asked.num_threads != 1:
+        words += ["--threads", str(asked.num_threads)]
+    return shlex.join(words)
+
+
+# The outcome ----------------------------------------------------------------------------------
+
+
+def _show(out: Output, made: Made) -> None:
+    table = Table("plans", "mean gap", "95th percentile", "best found")
+    rows = [("", made.evaluation)] if made.before is None else []
+    if made.before is not None:
+        rows = [("before: ", made.before), ("now: ", made.evaluation)]
+    for title, evaluation in rows:
+        found = evaluation.metrics
+        for kind, words in (("greedy", "most probable"), ("sampled", "best of samples too")):
+            table.add_row(
+                title + words,
+                f"{found[f'{kind}_gap_mean']:.2%}",
+                f"{found[f'{kind}_gap_p95']:.2%}",
+                f"{found[f'{kind}_exact_fraction']:.1%}",
+            )
+    out.show(table)
+    trained, validated = made.num_instances
+    out.say(f"learned on {trained} instances; gaps to the optima of {validated} others")
+    if made.status == "budget":
+        out.say("stopped by the budget; --resume goes on")
+    folder = made.path.parent
+    out.say(f"written to {folder}; use it with `meshwright plan --planner {folder}`")
+
+
+def _document(made: Made, run_id: str, problems: list[str]) -> dict[str, Any]:
+    return {
+        "folder": str(made.path.parent),
+        "run_id": run_id,
+        "status": made.status,
+        "seconds": made.seconds,
+        "num_instances": made.num_instances[0],
+        "num_validation": made.num_instances[1],
+        "validation": made.evaluation.metrics,
+        "before": None if made.before is None else made.before.metrics,
+        "tracking_problems": problems,
+    }

@@ -1,0 +1,99 @@
+"""Rollouts and sweeps on a local Ray cluster, where Ray is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from meshwright.agents.policy import OnInstances
+from meshwright.agents.ppo import PPO, PPOConfig
+from meshwright.agents.ray_workers import RayPPO, concatenated, ray_session, sweep
+from meshwright.agents.weights import new_policy
+from meshwright.env.batched import BatchedPlacement
+from meshwright.env.toys import toy_instances
+from meshwright.errors import BadRequest
+
+TOYS = toy_instances()
+
+
+def made(seed: int = 0) -> PPO:
+    environment = BatchedPlacement(TOYS, 16, group_size=8)
+    config = PPOConfig(
+        baseline="group",
+        group_size=8,
+        num_steps=environment.max_decisions,
+        num_minibatches=2,
+        num_epochs=1,
+        seed=seed,
+    )
+    policy = OnInstances(new_policy(hidden=8), [item.graph for item in TOYS])
+    return PPO(policy, environment, config, num_iterations=4)
+
+
+def test_rollouts_are_joined_in_order() -> None:
+    one, other = made(0).collect()[0], made(1).collect()[0]
+    joined = concatenated([one, other])
+
+    assert len(one.action_N) + len(other.action_N) == len(joined.action_N)
+    assert torch.equal(other.action_N, joined.action_N[len(one.action_N) :])
+    assert torch.equal(one.observation["state"], joined.observation["state"][: len(one.action_N)])
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+
+    with pytest.raises(BadRequest, match=r"meshwright\[ray\]"), ray_session():
+        pass
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    with ray_session(num_cpus=2):
+        yield
+
+
+def weights(ppo: PPO) -> torch.Tensor:
+    return torch.cat([item.flatten() for item in ppo.policy.state_dict().values()])
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.usefixtures("session")
+def test_workers_play_and_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole = RayPPO(made(), made, num_workers=2)
+    alone = made().collect()[0]
+    steps = [whole.train_iteration() for _ in range(2)]
+    whole.save(tmp_path / "half.safetensors")
+    whole.train_iteration()
+    whole.close()
+    second = RayPPO(made(), made, num_workers=2)
+    second.load(tmp_path / "half.safetensors")
+    second.train_iteration()
+    second.close()
+
+    with pytest.raises(BadRequest, match="99 workers need as many CPUs; the cluster has 2"):
+        RayPPO(made(), made, num_workers=99)
+    assert steps[0].num_env_steps > 1.5 * len(alone.action_N)
+    assert 3 == whole.iteration == second.iteration
+    assert torch.equal(weights(whole.ppo), weights(second.ppo))
+    assert steps[0].metrics["first_ratio_error"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.usefixtures("session")
+def test_a_sweep_answers_in_order_and_survives_what_fails() -> None:
+    def train(setting: Mapping[str, Any]) -> Mapping[str, float]:
+        if setting["x"] == 2:
+            raise BadRequest("x is 2; take another")
+        return {"gap": float(setting["x"]) ** 2}
+
+    found = sweep(train, [{"x": 1}, {"x": 2}, {"x": 3}])
+
+    assert [{"gap": 1.0}, None, {"gap": 9.0}] == [one.figures for one in found]
+    assert ["", "x is 2; take another", ""] == [one.problem for one in found]
