@@ -55,7 +55,7 @@ def interval(
             found.append(statistic(np.take_along_axis(score_SI, run_SI, axis=0)))
         else:
             found.append(statistic(score_SI[:, rng.integers(num_instances, size=num_instances)]))
-    low, high = np.quantile(found, _LEVELS)
+    low, high = np.quantile(found, _LEVELS, method="nearest")
     return [float(low), float(high)]
 
 

@@ -168,16 +168,19 @@ def measured(
         "n": len(instances),
         "gap_to": "best known" if against_rules else "optimum",
         "rule_beats_optimum": rule_beats_optimum,
-        "bars_met": _bars_met(rows, max(budgets)),
+        "bars_met": _bars_met(rows),
         "methods": rows,
         "after_local_search": where_it_loses(last.mean(axis=0), instances),
     }
 
 
-def _bars_met(rows: Sequence[Mapping[str, Any]], most: int) -> dict[str, bool]:
+def _bars_met(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
     found = {}
     for method, bars in BARS.items():
-        row = max((r for r in rows if r["method"] == method), key=lambda r: int(r["evaluations"]))
+        named = [row for row in rows if row["method"] == method]
+        if not named:
+            continue
+        row = max(named, key=lambda row: int(row["evaluations"]))
         for figure, bar in bars.items():
             value = row[figure]
             met = value is not None and (value >= bar if "share" in figure else value <= bar)

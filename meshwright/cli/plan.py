@@ -21,12 +21,32 @@ from meshwright.cli.options import (
     parse_level,
 )
 from meshwright.cli.output import Output, output_for
+from meshwright.cli.tracked import (
+    PROJECT,
+    GroupOption,
+    ProjectOption,
+    WandbOption,
+    track_plan,
+)
 from meshwright.cluster import parse_cluster
 from meshwright.errors import BadRequest
 from meshwright.plans import OptimizerName, Precision, write_plan
+from meshwright.strict_json import JsonValue
+from meshwright.tracking import WandbMode, require_wandb
 from meshwright.units import format_seconds
 
 __all__ = ["plan", "planning_document", "show_plan"]
+
+
+_LevelOption = Annotated[
+    str, typer.Option("-O", metavar="1|2", help="-O1 answers quickly, -O2 searches more.")
+]
+_BudgetOption = Annotated[
+    str | None, typer.Option(help="Longest time to search, such as 10s or 2min.")
+]
+_OutputOption = Annotated[
+    str | None, typer.Option("-o", "--output", metavar="PLAN", help="Write the plan here.")
+]
 
 
 def plan(
@@ -38,12 +58,8 @@ def plan(
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Element type.")] = Precision.FP32,
     optimizer: Annotated[OptimizerName, typer.Option(help="Optimizer.")] = OptimizerName.ADAMW,
-    level: Annotated[
-        str, typer.Option("-O", metavar="1|2", help="-O1 answers quickly, -O2 searches more.")
-    ] = "1",
-    budget: Annotated[
-        str | None, typer.Option(help="Longest time to search, such as 10s or 2min.")
-    ] = None,
+    level: _LevelOption = "1",
+    budget: _BudgetOption = None,
     top: Annotated[int, typer.Option(help="How many plans to show.")] = 5,
     fix: FixOption = None,
     rule: RuleOption = None,
@@ -53,9 +69,10 @@ def plan(
         bool, typer.Option(help="Let plans win that the runtime cannot carry yet.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of searches that draw lots.")] = 0,
-    output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="PLAN", help="Write the plan here.")
-    ] = None,
+    output: _OutputOption = None,
+    wandb: WandbOption = WandbMode.DISABLED,
+    project: ProjectOption = PROJECT,
+    group: GroupOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Find the fastest plan that fits, and say why it is the fastest."""
@@ -64,7 +81,7 @@ def plan(
     job = job_of(
         global_batch=global_batch, seq_len=seq_len, precision=precision, optimizer=optimizer
     )
-    _check(top=top, seed=seed, output=output)
+    _check(top=top, seed=seed, output=output, wandb=wandb)
     with few_collections(), output_for(as_json=json_output) as out:
         from meshwright.api import plan_reference
         from meshwright.gnn_cost.pretrained_pricing import named_pricing
@@ -88,17 +105,34 @@ def plan(
         if output is not None:
             write_plan(found, output)
         show_plan(out, planned.result)
+        figures = _figures(planned.result)
+        track_plan(
+            found, output, figures, wandb, project=project, group=group, complain=out.progress
+        )
         if output is not None:
             out.say(f"written to {output}; next: meshwright explain {output}")
         out.document(planning_document(planned.result))
 
 
-def _check(*, top: int, seed: int, output: str | None) -> None:
+def _check(*, top: int, seed: int, output: str | None, wandb: WandbMode) -> None:
+    require_wandb(wandb)
+    if output is None and wandb is not WandbMode.DISABLED:
+        raise BadRequest("--wandb: keeps the plan's file; write it with -o")
     for name, value, least in (("--top", top, 1), ("--seed", seed, 0)):
         if value < least:
             raise BadRequest(f"{name}: {value} is too small; give {least} or more")
     if output is not None and not Path(output).absolute().parent.is_dir():
         raise BadRequest(f"--output: no folder {str(Path(output).parent)!r} for {output}; make it")
+
+
+def _figures(result: Any) -> dict[str, JsonValue]:
+    search = result.search
+    return {
+        "step_time_s": result.plan.prediction.step_time_s,
+        "seconds": search.seconds,
+        "evaluations": search.evaluations,
+        "gap": search.gap if math.isfinite(search.gap) else None,
+    }
 
 
 def show_plan(out: Output, result: Any, *, top: int | None = None) -> None:

@@ -11,12 +11,14 @@ import typer
 from meshwright.cli.checks import check_fits
 from meshwright.cli.options import JsonOption, PlanArgument
 from meshwright.cli.output import Output, output_for
+from meshwright.cli.tracked import PROJECT, GroupOption, ProjectOption, WandbOption, track_run
 from meshwright.cluster import parse_cluster
 from meshwright.cluster.detect import detect_gpus
 from meshwright.errors import BadRequest, PlannerError, PlanRefused
 from meshwright.plans import ParallelPlan, Precision, read_plan
 from meshwright.records import RecordStore, StepReport
 from meshwright.strict_json import write_text_atomically
+from meshwright.tracking import WandbMode, require_wandb
 
 __all__ = ["TOLERANCE", "check_verified", "keep_report", "run", "run_plan"]
 
@@ -38,6 +40,9 @@ def run(
         str, typer.Option(metavar="DIR", help="Where the StepReport and the Records go.")
     ] = "meshwright-records",
     seed: Annotated[int, typer.Option(help="Of parameters and data.")] = 0,
+    wandb: WandbOption = WandbMode.DISABLED,
+    project: ProjectOption = PROJECT,
+    group: GroupOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Run a plan as local processes under torchrun and compare it with its prediction."""
@@ -45,6 +50,7 @@ def run(
         raise BadRequest(f"--steps: {steps} is too few; measure at least 1")
     if warmup < 0:
         raise BadRequest(f"--warmup: {warmup} is below 0")
+    require_wandb(wandb)
     stored = read_plan(plan)
     with output_for(as_json=json_output) as out:
         report = run_plan(
@@ -57,6 +63,7 @@ def run(
             seed=seed,
         )
         kept = keep_report(report, Path(store))
+        track_run(report, kept, wandb, project=project, group=group, complain=out.progress)
         from meshwright import report as reports
 
         out.show(reports.measured_table(report))

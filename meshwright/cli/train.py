@@ -13,6 +13,7 @@ import typer
 
 from meshwright.cli.options import JsonOption, parse_duration_s
 from meshwright.cli.output import output_for
+from meshwright.cli.tracked import PROJECT, GroupOption, ProjectOption, WandbOption
 from meshwright.cluster import parse_cluster
 from meshwright.errors import BadRequest
 from meshwright.strict_json import one_line
@@ -41,67 +42,84 @@ class Encoder(StrEnum):
 
 
 _IterationsOption = Annotated[int | None, typer.Option(help="Iterations of this phase.")]
+_OutputOption = Annotated[
+    str, typer.Option("--output", "-o", metavar="DIR", help="Folder of the planner.")
+]
+_SeedOption = Annotated[int, typer.Option(help="Equal seeds and options give bit-equal weights.")]
+_ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with what -o holds.")]
+_BudgetOption = Annotated[
+    str | None, typer.Option(help="Longest time, such as 90m; the best so far is kept.")
+]
+_InstancesOption = Annotated[
+    int | None, typer.Option(help="Planning problems to learn on; all of the frozen set.")
+]
+_TracesOption = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Learn on jobs like those of this record store.")
+]
+_ClusterOption = Annotated[
+    str | None, typer.Option(metavar="C", help="Where collectives of --traces were measured.")
+]
+_FinetuneOption = Annotated[
+    str | None, typer.Option(metavar="CLUSTER", help="Fit a planner to this cluster alone.")
+]
+_InitOption = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Go on with this planner; --finetune: the package's."),
+]
+_PricesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|DIR",
+        help="What prices: analytic (usual), learned (usual with --traces), or a fit's folder.",
+    ),
+]
+_ObjectiveOption = Annotated[
+    Objective, typer.Option(help="Of PPO: the mean of rollouts, or the best of a group.")
+]
+_EncoderOption = Annotated[Encoder, typer.Option(help="With messages over the graph, or without.")]
+_RandomizationOption = Annotated[
+    float | None, typer.Option(help="How far costs are off in PPO (standard deviation).")
+]
+_RateOption = Annotated[float | None, typer.Option(help="Of PPO.")]
+_HiddenOption = Annotated[int | None, typer.Option(help="Width of the network.")]
+_EnvsOption = Annotated[int | None, typer.Option(help="Environments of each process.")]
+_EveryOption = Annotated[int | None, typer.Option(help="Iterations.")]
+_ProcessesOption = Annotated[
+    int | None, typer.Option(help="That make instances; all cores by default.")
+]
+_ThreadsOption = Annotated[int, typer.Option(help="Of the processor; more may change bits.")]
+_CacheOption = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Where instances are kept, for all runs.")
+]
 
 
 def train(
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="DIR", help="Folder of the planner.")
-    ] = _FOLDER,
-    seed: Annotated[int, typer.Option(help="Equal seeds and options give bit-equal weights.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what -o holds.")] = False,
-    budget: Annotated[
-        str | None, typer.Option(help="Longest time, such as 90m; the best so far is kept.")
-    ] = None,
-    instances: Annotated[
-        int | None, typer.Option(help="Planning problems to learn on; all of the frozen set.")
-    ] = None,
-    traces: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Learn on jobs like those of this record store."),
-    ] = None,
-    cluster: Annotated[
-        str | None, typer.Option(metavar="C", help="Where collectives of --traces were measured.")
-    ] = None,
-    finetune: Annotated[
-        str | None, typer.Option(metavar="CLUSTER", help="Fit a planner to this cluster alone.")
-    ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Go on with this planner; --finetune: the package's."),
-    ] = None,
-    cost_model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|DIR",
-            help="What prices: analytic (usual), learned (usual with --traces), or a fit's folder.",
-        ),
-    ] = None,
+    output: _OutputOption = _FOLDER,
+    seed: _SeedOption = 0,
+    resume: _ResumeOption = False,
+    budget: _BudgetOption = None,
+    instances: _InstancesOption = None,
+    traces: _TracesOption = None,
+    cluster: _ClusterOption = None,
+    finetune: _FinetuneOption = None,
+    init: _InitOption = None,
+    cost_model: _PricesOption = None,
     imitation: _IterationsOption = None,
     ppo: _IterationsOption = None,
     expert: _IterationsOption = None,
-    objective: Annotated[
-        Objective, typer.Option(help="Of PPO: the mean of rollouts, or the best of a group.")
-    ] = Objective.MEAN,
-    encoder: Annotated[Encoder, typer.Option(help="With messages or without.")] = Encoder.GRAPH,
-    randomization: Annotated[
-        float | None, typer.Option(help="How far costs are off in PPO (standard deviation).")
-    ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of PPO.")] = None,
-    hidden: Annotated[int | None, typer.Option(help="Width of the network.")] = None,
-    envs: Annotated[int | None, typer.Option(help="Environments of each process.")] = None,
-    validate_every: Annotated[int | None, typer.Option(help="Iterations.")] = None,
-    processes: Annotated[
-        int | None, typer.Option(help="That make instances; all cores by default.")
-    ] = None,
-    threads: Annotated[int, typer.Option(help="Of the processor; more may change bits.")] = 1,
-    cache: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where instances are kept, for all runs.")
-    ] = None,
-    wandb: Annotated[
-        WandbMode, typer.Option(help="Mirror the local index in Weights & Biases.")
-    ] = WandbMode.DISABLED,
-    project: Annotated[str, typer.Option(help="Of Weights & Biases.")] = "meshwright",
-    group: Annotated[str | None, typer.Option(help="Of runs that belong together.")] = None,
+    objective: _ObjectiveOption = Objective.MEAN,
+    encoder: _EncoderOption = Encoder.GRAPH,
+    randomization: _RandomizationOption = None,
+    learning_rate: _RateOption = None,
+    hidden: _HiddenOption = None,
+    envs: _EnvsOption = None,
+    validate_every: _EveryOption = None,
+    processes: _ProcessesOption = None,
+    threads: _ThreadsOption = 1,
+    cache: _CacheOption = None,
+    wandb: WandbOption = WandbMode.DISABLED,
+    project: ProjectOption = PROJECT,
+    group: GroupOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Make the learned planner: imitation of exact optima, then PPO, then expert iteration.
@@ -110,31 +128,15 @@ def train(
     """
     began_s = time.monotonic()
     asked = Asked(
-        output=output,
-        seed=seed,
-        is_resumed=resume,
+        output=output, seed=seed, is_resumed=resume,
         end_s=None if budget is None else began_s + _TRAINED_SHARE * parse_duration_s(budget),
-        num_instances=instances,
-        traces=traces,
-        cluster=cluster,
-        finetune=finetune,
-        init=init,
-        cost_model=cost_model,
-        iterations={"imitation": imitation, "ppo": ppo, "expert": expert},
-        objective=objective,
-        encoder=encoder,
-        randomization=randomization,
-        learning_rate=learning_rate,
-        hidden=hidden,
-        num_envs=envs,
-        validate_every=validate_every,
-        num_processes=processes,
-        num_threads=threads,
-        cache=cache,
-        wandb=wandb,
-        project=project,
-        group=group,
-    )
+        num_instances=instances, traces=traces, cluster=cluster, finetune=finetune, init=init,
+        cost_model=cost_model, iterations={"imitation": imitation, "ppo": ppo, "expert": expert},
+        objective=objective, encoder=encoder, randomization=randomization,
+        learning_rate=learning_rate, hidden=hidden, num_envs=envs, validate_every=validate_every,
+        num_processes=processes, num_threads=threads, cache=cache,
+        wandb=wandb, project=project, group=group,
+    )  # fmt: skip
     with output_for(as_json=json_output) as out:
         asked.check()
         from meshwright.cli.train_job import run_training

@@ -97,7 +97,7 @@ def test_searchers_find_the_optimum_with_enough_and_never_more(
 
         assert all(time_s >= optimum_s for time_s in times)
         assert list(times) == sorted(times, reverse=True) or name in ("annealing", "genetic")
-        if name != "glance":  # which looks at plans that treat all groups alike
+        if name not in ("glance", "local"):  # of plans alike for all groups; from one start
             assert optimum_s * 1.05 >= times[-1]
         again = best_by_budget(name, problem, (4, 64, 1000), seed=0)
         np.testing.assert_array_equal(times, again)
@@ -118,14 +118,14 @@ def test_lookups_count_distinct_plans(instances: list[Instance]) -> None:
 
 def test_gaps_of_a_policy_and_all_searchers(instances: list[Instance]) -> None:
     found = measured(
-        "random", instances, [new_policy()] * 2, num_seeds=2, num_samples=8, budgets=(9, 200)
+        "random", instances, [new_policy()] * 2, num_seeds=1, num_samples=8, budgets=(9, 100)
     )
     rows = {(row["method"], row["evaluations"]): row for row in found["methods"]}
     policy = [rows["policy, greedy", 1], rows["policy, 8 samples", 9]]
 
     assert 4 == found["n"]
     assert policy[0]["mean"] >= policy[1]["mean"] >= 0.0
-    assert policy[1]["mean"] >= rows["policy, samples, local search", 200]["mean"] >= 0.0
+    assert policy[1]["mean"] >= rows["policy, samples, local search", 100]["mean"] >= 0.0
     assert 1.0 == pytest.approx(sum(rows["random", 9]["policy_against_it"].values()))
     best = min(optima_s(instances))
     assert rows["rules", 1]["mean"] == pytest.approx((2.0 / optima_s(instances) - 1).mean())
@@ -149,11 +149,11 @@ def test_inference_is_timed(instances: list[Instance]) -> None:
 
 
 def test_curves_fall_and_name_where_they_lose(instances: list[Instance]) -> None:
-    found = curves([new_policy()], instances, (8, 128), 1)
+    found = curves([new_policy()], instances[:2], (8, 64), 1)
     means = {(row["searcher"], row["evaluations"]): row["mean"] for row in found["rows"]}
 
-    assert means["agent", 8] >= means["agent", 128] >= 0.0
-    assert 4 == len(found["agent_at_128"]["worst"])
+    assert means["agent", 8] >= means["agent", 64] >= 0.0
+    assert 2 == len(found["agent_at_64"]["worst"])
 
 
 class Fixed:
@@ -225,21 +225,25 @@ def test_gain_of_training_on_a_trace_is_paired() -> None:
 
 
 def test_without_masks_a_wrong_candidate_ends_the_episode_with_a_penalty() -> None:
-    environment = Unmasked(toy_instances(), 3)
-    masked = BatchedPlacement(toy_instances(), 3)
-    seen = environment.reset_to(np.arange(3))
-    valid = masked.reset_to(np.arange(3))["action_mask"]
+    narrow = [random_instance(np.random.default_rng(0), num_rows=40, fitting_share=0.2)]
+    environment, num_envs = Unmasked(narrow, 64), 64
+    observation: Any = environment.reset_to(np.zeros(num_envs, np.int64))
+    valid = BatchedPlacement(narrow, 1).reset_to(np.zeros(1, np.int64))["action_mask"]
+    rng = np.random.default_rng(1)
 
-    assert (seen["action_mask"] >= valid).all()
-    rewards = np.zeros(3)
+    assert (observation["action_mask"] >= valid).all()
+    reward = np.zeros(num_envs)
+    ended = np.zeros(num_envs, np.int64)
     for _ in range(environment.max_decisions):
-        wrong = seen["action_mask"] & ~np.isfinite(environment.best_time_s())
-        action = np.where(wrong.any(axis=1), wrong.argmax(axis=1), seen["action_mask"].argmax(1))
-        step = environment.step(action)
-        seen, rewards = step.observation, rewards + step.reward_B
-    assert MASKED_REWARD == rewards[1]  # in narrow-memory most does not fit
-    assert math.inf == environment.time_s()[1]
-    assert not np.isnan(environment.time_s()).any()
+        mask = observation["action_mask"]
+        step = environment.step((mask * rng.random(mask.shape)).argmax(axis=1))
+        observation, reward = step.observation, reward + step.reward_B
+        ended += step.terminated_B
+    fails = ~np.isfinite(environment.time_s())
+    assert 0 < fails.sum() < num_envs
+    assert [1] * num_envs == ended.tolist()
+    assert {MASKED_REWARD} == set(reward[fails].tolist())
+    assert (reward[~fails] > MASKED_REWARD).all()
 
 
 def test_without_masks_right_candidates_lead_to_the_same_plans() -> None:
