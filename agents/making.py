@@ -28,6 +28,7 @@ from meshwright.env.curriculum import Curriculum
 from meshwright.env.decode import Placed
 from meshwright.env.instance import CUTS, ROW_DECISIONS, Instance
 from meshwright.env.maker import Maker
+from meshwright.env.thinned import thinned
 from meshwright.errors import BadRequest
 from meshwright.plans.plan import ScheduleName
 from meshwright.records import describe_software
@@ -57,6 +58,8 @@ BEST_METRICS: Mapping[str, str] = {
 _TRAINING, _ASKED = "training", "asked.json"
 _OWN_KEYS = ("card_version", "kind", "sha256", "policy_version", "columns", "settings")
 _SAY_EVERY_S = 10.0
+_MAX_COPIES, _MAX_TRAINED = 5, 2000
+"""Thinned copies of an instance, as long as all together are no more than so many: about 2 GB."""
 _SHOWN_METRICS = ("agreement", "entropy", "mean_return")
 
 
@@ -170,6 +173,8 @@ def make_planner(
         _begin(job, is_resumed=is_resumed)
         _tell_inputs(job, tracker)
         train, validation = _instances(job, say)
+        count = len(train)
+        train = _with_thinned(train, job.settings.seed)
         run = Training(
             job.settings,
             train,
@@ -197,7 +202,7 @@ def make_planner(
         return Made(
             path=path,
             status=status,
-            num_instances=(len(train), len(validation)),
+            num_instances=(count, len(validation)),
             evaluation=evaluation,
             before=before,
             seconds=time.monotonic() - started_s,
@@ -255,6 +260,18 @@ def _instances(
         )
     say(f"{len(train)} and {len(validation)} are worth something")
     return train, validation
+
+
+def _with_thinned(instances: Sequence[Instance], seed: int) -> tuple[Instance, ...]:
+    """The instances and thinned copies of each, by turns until there are enough."""
+    found = list(instances)
+    for turn in range(_MAX_COPIES):
+        if len(found) + len(instances) > _MAX_TRAINED:
+            break
+        for number, instance in enumerate(instances):
+            copy = thinned(instance, np.random.default_rng((seed, turn, number)))
+            found += [] if copy is None else [copy]
+    return tuple(found)
 
 
 class _Clock:

@@ -93,9 +93,12 @@ def difference(one_SI: FloatArray, other_SI: FloatArray) -> dict[str, Any]:
 
 def win_rates(one_SI: FloatArray, other_SI: FloatArray, *, tie: float = EXACT) -> dict[str, float]:
     """Shares of pairs in which ``one`` is less, equal within ``tie``, or more."""
-    wins = float((one_SI < other_SI - tie).mean())
-    losses = float((one_SI > other_SI + tie).mean())
-    return {"wins": wins, "ties": 1 - wins - losses, "losses": losses}
+    wins, losses = one_SI < other_SI - tie, one_SI > other_SI + tie
+    return {
+        "wins": float(wins.mean()),
+        "ties": float((~wins & ~losses).mean()),
+        "losses": float(losses.mean()),
+    }
 
 
 def _mean(scores: FloatArray) -> float:

@@ -40,7 +40,7 @@ from meshwright.solvers.rules import RULES
 from meshwright.space.search import Candidate, SearchContext, fitting
 
 BAR_POINTS = 2.0
-_EVALUATIONS = 512
+_EVALUATIONS, _NUM_SAMPLES = 512, 16
 
 
 def pricings() -> dict[str, Pricing]:
@@ -70,7 +70,9 @@ def directions(names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
 
 def chosen(context: SearchContext, policy: PlacementPolicy) -> tuple[Candidate, Candidate] | None:
     """The agent's plan and that of the best rule; ``None`` where one has none that fits."""
-    agent = Guided(PolicyDecider(policy), max_evaluations=_EVALUATIONS).propose(context)
+    agent = Guided(
+        PolicyDecider(policy, num_samples=_NUM_SAMPLES), max_evaluations=_EVALUATIONS
+    ).propose(context)
     ruled = [one for rule in RULES for one in rule.propose(context).candidates]
     plans, rules = fitting(agent.candidates), fitting(ruled)
     return (plans[0], rules[0]) if plans and rules else None
@@ -178,6 +180,7 @@ def main() -> None:
             set=options.set,
             weights=[path.name for path in options.weights],
             evaluations=_EVALUATIONS,
+            samples=_NUM_SAMPLES,
             bar_points=BAR_POINTS,
             summary=summary(rows),
             rows=[

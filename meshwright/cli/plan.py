@@ -38,6 +38,9 @@ from meshwright.units import format_seconds
 __all__ = ["plan", "planning_document", "show_plan"]
 
 
+_SeqLenOption = Annotated[
+    int | None, typer.Option(help="Tokens per sample; the model's own by default.")
+]
 _LevelOption = Annotated[
     str, typer.Option("-O", metavar="1|2", help="-O1 answers quickly, -O2 searches more.")
 ]
@@ -53,9 +56,7 @@ def plan(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="What to train.")],
     cluster: Annotated[str, typer.Option(help="Where: shorthand or a file.", metavar="CLUSTER")],
     global_batch: Annotated[int, typer.Option(help="Samples in one step, over all devices.")],
-    seq_len: Annotated[
-        int | None, typer.Option(help="Tokens per sample; the model's own by default.")
-    ] = None,
+    seq_len: _SeqLenOption = None,
     precision: Annotated[Precision, typer.Option(help="Element type.")] = Precision.FP32,
     optimizer: Annotated[OptimizerName, typer.Option(help="Optimizer.")] = OptimizerName.ADAMW,
     level: _LevelOption = "1",

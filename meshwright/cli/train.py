@@ -107,7 +107,7 @@ def train(
     imitation: _IterationsOption = None,
     ppo: _IterationsOption = None,
     expert: _IterationsOption = None,
-    objective: _ObjectiveOption = Objective.MEAN,
+    objective: _ObjectiveOption = Objective.MAX,
     encoder: _EncoderOption = Encoder.GRAPH,
     randomization: _RandomizationOption = None,
     learning_rate: _RateOption = None,

@@ -182,8 +182,8 @@ def _settings(asked: Asked, start: Start | None) -> TrainingSettings:
     elif asked.hidden not in (None, start.policy.settings.hidden):
         raise BadRequest("--hidden: is decided by the planner that is gone on with")
     ppo = settings.ppo
-    if asked.objective is Objective.MAX:
-        ppo = replace(ppo, baseline="best")
+    if asked.objective is Objective.MEAN:
+        ppo = replace(ppo, baseline="group")
     if asked.learning_rate is not None:
         ppo = replace(ppo, learning_rate=asked.learning_rate)
     given = {name: value for name, value in changes.items() if value is not None}
@@ -226,7 +226,7 @@ def _command(asked: Asked) -> str:
     for name, value in plain.items():
         if value is not None:
             words += [f"--{name}", str(value)]
-    if asked.objective is not Objective.MEAN:
+    if asked.objective is not Objective.MAX:
         words += ["--objective", str(asked.objective)]
     if str(asked.encoder) != "graph":
         words += ["--encoder", str(asked.encoder)]

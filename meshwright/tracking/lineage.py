@@ -2,8 +2,8 @@
 
 Records of a profile, cost models, planners and plans are known by their SHA-256. Whoever makes one
 logs its marker, whoever is given one uses it: an artifact with the start of the hash, as plans name
-it, and nothing else; so both are the same artifact and a server draws the line. ``profile -> cost model -> planner -> plan ->
-run``.
+it, and nothing else; so both are the same artifact and a server draws the line.
+``profile -> cost model -> planner -> plan -> run``.
 """
 
 from __future__ import annotations

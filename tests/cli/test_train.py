@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from meshwright.agents import syllabus
 from meshwright.agents.weights import load_policy
@@ -258,3 +259,18 @@ def test_a_run_of_a_sweep_has_a_folder_of_its_own(
     train("-o", "p", "--ppo", "0", "--imitation", "1")
 
     assert (tmp_path / "p" / "r1" / "planner.safetensors").exists()
+
+
+def test_the_sweep_that_comes_along_sets_options_there_are(meshwright: Run) -> None:
+    text = (Path(__file__).parents[2] / "examples" / "planner_sweep.yaml").read_text()
+    sweep = yaml.safe_load(text)
+    answer = meshwright("train", "--help")
+    fixed = [word.split("=")[0] for word in sweep["command"] if word.startswith("--")]
+
+    assert "meshwright" == sweep["program"]
+    assert "best_gap" == sweep["metric"]["name"]
+    assert [] == [
+        option
+        for option in (*fixed, *(f"--{name}" for name in sweep["parameters"]))
+        if f"{option} " not in answer.out
+    ]
