@@ -34,8 +34,10 @@ def heading(claim: str, **more: Any) -> dict[str, Any]:
 
 
 def _command() -> str:
+    """As typed; of absolute paths only the last name, for the others are this machine's."""
     script = Path(sys.argv[0])
-    return shlex.join(["python", "-m", f"benchmarks.{script.stem}", *sys.argv[1:]])
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", "-m", f"benchmarks.{script.stem}", *words])
 
 
 def _commit() -> str:

@@ -8,8 +8,11 @@ optimum is known, the agent's samples and its local search against the searchers
 exhaustive search would look at all plans of an instance (``plans_per_instance``) and be exact.
 
 *Contexts*: whole planning problems, every plan priced as ``meshwright plan`` does it, segments free
-of groups. Every solver alone and both portfolios, within 0.1, 1 and 10 s, and within 256
-evaluations; the gap is to the best that anybody found in this run. Each gets a fresh context: cost
+of groups. Every solver alone and the portfolios, within 0.1, 1 and 10 s, and within 256
+evaluations; the gap is to the best that anybody found in this run. ``portfolio with`` asks the
+agent after the rules and leaves others half of the time; ``portfolio with, last`` asks it after
+everybody else, as ``solvers.planner.plan_graph`` asks further proposers. What the agent's masks
+look at is no evaluation; it takes its time like all else. Each gets a fresh context: cost
 tables are built within its time; what is known of the graph itself is worked out before. Solvers
 that look at the clock seldom take longer than they were given: ``median_s`` tells.
 """
@@ -55,13 +58,15 @@ from meshwright.solvers.layerwise import LayerwiseDP, LayerwiseILP
 from meshwright.solvers.local_search import local_searches
 from meshwright.solvers.planner import proposers_of
 from meshwright.solvers.rules import RULES
-from meshwright.space.search import Proposer, SearchContext, fitting
+from meshwright.space.search import Proposer, SearchContext, SolveResult, fitting
 
 FloatArray = NDArray[np.float64]
 
 BUDGETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 SECONDS = (0.1, 1.0, 10.0)
 EVALUATIONS = 256
+PATIENCE_S = 60.0
+"""Longest time that counting evaluations may take."""
 _MOST_SAMPLES = 64
 
 
@@ -126,20 +131,43 @@ def curves(
 Solvers = Callable[[SearchContext], Sequence[Proposer]]
 
 
+class Hasty:
+    """A proposer that leaves others some of the time."""
+
+    def __init__(self, proposer: Proposer, share: float = 0.5) -> None:
+        self._proposer, self._share = proposer, share
+
+    @property
+    def name(self) -> str:
+        return self._proposer.name
+
+    def propose(self, context: SearchContext, deadline_s: float | None = None) -> SolveResult:
+        if deadline_s is not None:
+            now_s = time.monotonic()
+            deadline_s = now_s + self._share * max(deadline_s - now_s, 0.0)
+        return self._proposer.propose(context, deadline_s)
+
+
+def without_rules(context: SearchContext) -> list[Proposer]:
+    """The solvers of the context's level that are not rules of thumb."""
+    return [proposer for proposer in proposers_of(context) if proposer not in RULES]
+
+
 def solvers_by_seconds(policy: PlacementPolicy) -> dict[str, Solvers]:
     """Who is asked with a deadline, in order."""
 
-    def agent(_: SearchContext) -> Sequence[Proposer]:
-        return (Guided(PolicyDecider(policy)),)
+    def agent() -> Proposer:
+        return Guided(PolicyDecider(policy))
 
     found: dict[str, Solvers] = {
-        "agent": agent,
+        "agent": lambda _: (agent(),),
         "rules": lambda _: RULES,
         "uniform": lambda _: (Exhaustive(),),
         "DP": lambda context: (LayerwiseDP(Frontier(context)),),
         "ILP": lambda context: (LayerwiseILP(Frontier(context)),),
         "portfolio without": proposers_of,
-        "portfolio with": lambda context: (*agent(context), *proposers_of(context)),
+        "portfolio with": lambda context: (*RULES, Hasty(agent()), *without_rules(context)),
+        "portfolio with, last": lambda context: (*proposers_of(context), agent()),
     }
     for number, search in enumerate(local_searches()):
         found[search.name] = lambda _, number=number: (local_searches()[number],)  # type: ignore[misc]
@@ -154,7 +182,7 @@ def solvers_by_evaluations(policy: PlacementPolicy) -> dict[str, Solvers]:
 
     def with_agent(_: SearchContext) -> Sequence[Proposer]:
         agent = Guided(PolicyDecider(policy), max_evaluations=EVALUATIONS // 2)
-        return (agent, *RULES, *searches(EVALUATIONS // 2))
+        return (*RULES, Hasty(agent), *searches(EVALUATIONS // 2))
 
     return {
         "agent": lambda _: (Guided(PolicyDecider(policy), max_evaluations=EVALUATIONS),),
@@ -198,7 +226,7 @@ def on_context(
             rows.append({"budget": f"{budget:g} s", "solver": name, **found})
     for name, solvers in solvers_by_evaluations(policy).items():
         context = make(0)
-        found = asked(context, solvers(context), None)
+        found = asked(context, solvers(context), PATIENCE_S)
         rows.append({"budget": f"{EVALUATIONS} evaluations", "solver": name, **found})
     return rows
 
@@ -226,10 +254,10 @@ def told(problems: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
                 "median_evaluations": float(np.median([row["evaluations"] for row in own])),
             }
         )
-        if solver == "portfolio with":
+        if solver.startswith("portfolio with") and solver != "portfolio without":
             with_I, without_I = np.array([values]), np.array([gaps[budget, "portfolio without"]])
             both = np.isfinite(with_I) & np.isfinite(without_I)
-            row = {"budget": budget, **win_rates(with_I, without_I)}
+            row = {"budget": budget, "portfolio": solver, **win_rates(with_I, without_I)}
             if both.any():
                 row |= {"with_less_without": difference(with_I[both][None], without_I[both][None])}
             lost = [names[i] for i in np.flatnonzero(with_I[0] > without_I[0] + 1e-6)]

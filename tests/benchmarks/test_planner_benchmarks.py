@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.intervals import difference, gap_figures, interquartile_mean, interval, win_rates
 from benchmarks.planner_ablation import Unmasked, told, trained, variants
-from benchmarks.planner_curves import asked, curves
+from benchmarks.planner_curves import Hasty, asked, curves
 from benchmarks.planner_curves import told as told_of_contexts
 from benchmarks.planner_gap import measured
 from benchmarks.planner_instances import optima_s, proposals
-from benchmarks.planner_on_trace import compared
+from benchmarks.planner_on_trace import compared, jobs_of, judged, tuned
 from benchmarks.planner_robustness import directions, summary
 from benchmarks.planner_zero_shot import inference
 from benchmarks.searchers import Lookups, Problem, available, best_by_budget
-from meshwright.agents.weights import new_policy
+from meshwright.agents.weights import new_policy, save_policy
 from meshwright.env.batched import BatchedPlacement
 from meshwright.env.decode import best_of
 from meshwright.env.instance import Instance
@@ -176,6 +179,24 @@ def test_solvers_are_asked_until_the_deadline() -> None:
     assert math.inf == late["best_s"]
 
 
+def test_a_hasty_proposer_leaves_others_half_of_the_time() -> None:
+    told_s: list[float | None] = []
+
+    class Listening(Fixed):
+        def propose(self, context: Any, deadline_s: float | None = None) -> SolveResult:
+            told_s.append(deadline_s)
+            return super().propose(context, deadline_s)
+
+    context: Any = None
+    now_s = time.monotonic()
+    Hasty(Listening()).propose(context, now_s + 100.0)
+    Hasty(Listening()).propose(context)
+
+    assert told_s[0] is not None
+    assert pytest.approx(50.0, abs=5.0) == told_s[0] - now_s
+    assert told_s[1] is None
+
+
 def test_portfolios_are_compared_problem_by_problem() -> None:
     def row(solver: str, best_s: float) -> dict[str, Any]:
         return {
@@ -219,6 +240,39 @@ def test_gain_of_training_on_a_trace_is_paired() -> None:
 
     assert pytest.approx(0.1) == found["gain"]["mean"]
     assert 0.5 == found["trained_against_general"]["wins"]
+
+
+def test_jobs_are_parted_and_weights_trained_further(
+    instances: list[Instance], tmp_path: Path
+) -> None:
+    @dataclass
+    class Job:
+        name: str
+
+    class Jobs:
+        def draw(self, seed: int) -> Job:
+            return Job(name=str(seed // 2))  # every job twice
+
+    class Making:
+        def make(self, spec: Job) -> Instance | None:
+            number = int(spec.name)  # every third is worth nothing
+            return None if number % 3 == 0 else replace(instances[number % 4], name=spec.name)
+
+    jobs: Any = Jobs()
+    maker: Any = Making()
+    parts = jobs_of(jobs, maker, 3, 2)
+    weights = tmp_path / "general.safetensors"
+    save_policy(new_policy(), weights, {})
+    own = tuned(weights, 0, parts[0], parts[1], tmp_path / "run", 2)
+    before, after = judged(new_policy(), parts[2], 0), judged(own, parts[2], 0)
+
+    assert [["1", "2", "4"], ["5"], ["7", "8"]] == [[one.name for one in part] for part in parts]
+    assert 2 == len(after.greedy_gap) == len(before.greedy_gap)
+    moved = [
+        not torch.equal(one, other)
+        for one, other in zip(own.parameters(), new_policy().parameters(), strict=True)
+    ]
+    assert any(moved)
 
 
 # --- Ablation -------------------------------------------------------------------------------------
