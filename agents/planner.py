@@ -48,15 +48,23 @@ class PolicyDecider:
 
     name = "policy"
 
-    def __init__(self, policy: PlacementPolicy, *, num_samples: int | None = None) -> None:
+    def __init__(
+        self,
+        policy: PlacementPolicy,
+        *,
+        num_samples: int | None = None,
+        temperature: float = 1.0,
+    ) -> None:
         """Decide with ``policy``.
 
         Args:
             policy: trained for the observations of ``env.observation``.
             num_samples: drawn besides the most probable plan; by default what the level allows.
+            temperature: of the samples, as in ``sample_plans``.
         """
         self.policy = policy
         self._num_samples = num_samples
+        self._temperature = temperature
 
     @classmethod
     def pretrained(
@@ -67,7 +75,11 @@ class PolicyDecider:
         Raises:
             BadRequest: the file is missing, damaged or of another version.
         """
-        return cls(load_policy(path)[0], num_samples=num_samples)
+        policy, card = load_policy(path)
+        training = card.get("training")
+        told = training.get("sampling_temperature") if isinstance(training, dict) else None
+        temperature = float(told) if isinstance(told, int | float) and told > 0 else 1.0
+        return cls(policy, num_samples=num_samples, temperature=temperature)
 
     def decide(
         self, context: SearchContext, deadline_s: float | None = None
@@ -83,6 +95,7 @@ class PolicyDecider:
                 instance,
                 num_samples=_NUM_SAMPLES[context.level] if count is None else count,
                 seed=context.seed,
+                temperature=self._temperature,
                 deadline_s=deadline_s,
             )
         except NoFeasiblePlan:
@@ -97,6 +110,7 @@ def sample_plans(
     *,
     num_samples: int,
     seed: int,
+    temperature: float = 1.0,
     deadline_s: float | None = None,
 ) -> tuple[Sampled, ...]:
     """Distinct plans, fastest first: the greedy one and those of ``num_samples`` samples.
@@ -106,6 +120,7 @@ def sample_plans(
         instance: whose rooms are opened as far as plans need them.
         num_samples: plans drawn, repetitions counted.
         seed: of the draws.
+        temperature: logits are divided by it: above 1 the drawn ones differ more.
         deadline_s: ``time.monotonic()`` after which no more samples are followed; the greedy plan
             is always finished.
 
@@ -117,12 +132,13 @@ def sample_plans(
     first = Episode(instance)
     greedy = first
     while not greedy.is_done:
-        slot = int(_distribution(policy, encoding, [greedy]).mode())
+        slot = int(_distribution(policy, encoding, [greedy], 1.0).mode())
         greedy = greedy.after(slot)
     done = {greedy.placed: greedy.time_s}
     open_: list[tuple[Episode, int]] = [(first, num_samples)] if num_samples else []
     while open_ and (deadline_s is None or time.monotonic() < deadline_s):
-        distribution = _distribution(policy, encoding, [episode for episode, _ in open_])
+        episodes = [episode for episode, _ in open_]
+        distribution = _distribution(policy, encoding, episodes, temperature)
         later: list[tuple[Episode, int]] = []
         for (episode, count), log_A in zip(open_, distribution.log_probability_BA, strict=True):
             drawn = torch.multinomial(log_A.exp(), count, replacement=True, generator=generator)
@@ -139,7 +155,7 @@ def sample_plans(
 
 
 def _distribution(
-    policy: PlacementPolicy, encoding: Encoding, episodes: Sequence[Episode]
+    policy: PlacementPolicy, encoding: Encoding, episodes: Sequence[Episode], temperature: float
 ) -> MaskedCategorical:
     width = max(len(episode.valid) for episode in episodes)
     mask_BA = np.zeros((len(episodes), width), dtype=bool)
@@ -155,4 +171,4 @@ def _distribution(
     }
     nowhere = torch.zeros(len(episodes), dtype=torch.long)
     logits_BA, _ = policy.decide(encoding, nowhere, observation)
-    return MaskedCategorical(logits_BA, observation["action_mask"])
+    return MaskedCategorical(logits_BA / temperature, observation["action_mask"])

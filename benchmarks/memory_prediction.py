@@ -33,6 +33,7 @@ from meshwright.bench.memory_margin import MeasuredPeak, figures_of, margins_of
 from meshwright.bench.predict import Predictor, RunPrediction
 from meshwright.bench.run_table import read_runs
 from meshwright.bench.runs import MeasuredRun, Skipped
+from meshwright.cli.fit_sources import read_sources
 from meshwright.cost.calibration import DEFAULTS
 from meshwright.tracking import DataSource
 
@@ -215,7 +216,10 @@ def main() -> None:
             sha256=document["table_sha256"],
             num_rows=len(read_runs(options.table).runs),
         )
-        figures_of(told, within_left_out=within, data=source).write(options.write)
+        licenses = read_sources([options.table], print).licenses
+        figures_of(told, within_left_out=within, data=source, licenses=licenses).write(
+            options.write
+        )
     text = json.dumps(document, indent=1)
     if options.output is None:
         print(text)

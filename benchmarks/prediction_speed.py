@@ -2,7 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.prediction_speed [--weights FILE] [-o FILE]
 
-Operators of mixed families and sizes, alone and in graphs of 500. Seconds are the processor's, of
+Operators of mixed families and sizes, alone; in graphs of 500 with an edge from each to the next,
+of which those carry messages that join families that were fitted together (their share is told);
+and products in graphs of 500 in the order of a stream, where with the package's weights every edge
+does. Seconds are the processor's, of
 one thread, so that others on the machine do not count. Loading is timed in fresh processes, the
 import of the module included.
 """
@@ -14,6 +17,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from benchmarks.heading import heading
 from meshwright.cluster.catalog import find_device
 from meshwright.cost.work import EdgeKind, Family, OperatorWork
 from meshwright.gnn_cost.predictor import LearnedOperators, load_operators, pretrained
+from meshwright.gnn_cost.trust import is_seen
 
 NUM_OPERATORS = 50_000
 REPEATS = 7
@@ -30,14 +35,16 @@ GRAPH_LENGTH = 500
 FAMILIES = (Family.MATMUL, Family.NORM, Family.ELEMENTWISE, Family.ATTENTION)
 
 
-def random_operators(rng: np.random.Generator, *, in_graphs: bool) -> OperatorWork:
-    family = rng.choice(FAMILIES, NUM_OPERATORS)
+def random_operators(
+    rng: np.random.Generator, families: Sequence[Family], edge: EdgeKind | None
+) -> OperatorWork:
+    family = rng.choice(families, NUM_OPERATORS)
     dims = np.round(2.0 ** rng.uniform(4, 13, (NUM_OPERATORS, 4)))
     dims[family != Family.ATTENTION, 0] = 1
     b, m, n, k = dims.T
     is_product = np.isin(family, (Family.MATMUL, Family.ATTENTION))
     first = np.flatnonzero(np.arange(NUM_OPERATORS) % GRAPH_LENGTH < GRAPH_LENGTH - 1)
-    first = first if in_graphs else first[:0]
+    first = first[:0] if edge is None else first
     return OperatorWork(
         family=family.astype(np.int64),
         dtype=np.full(NUM_OPERATORS, 3),
@@ -45,19 +52,25 @@ def random_operators(rng: np.random.Generator, *, in_graphs: bool) -> OperatorWo
         flop=np.where(is_product, 2 * b * m * n * k, b * m * n),
         num_bytes=2 * b * np.where(is_product, m * k + k * n + m * n, 2 * m * n),
         edges=np.stack([first, first + 1]),
-        edge_kind=np.full(len(first), int(EdgeKind.DATA)),
+        edge_kind=np.full(len(first), int(edge or 0)),
     )
 
 
-def operators_per_s(model: LearnedOperators, *, in_graphs: bool) -> dict[str, float]:
+def operators_per_s(
+    model: LearnedOperators, families: Sequence[Family], edge: EdgeKind | None
+) -> dict[str, float]:
     device = find_device("a100-sxm-80gb", where="benchmark").device
-    work = random_operators(np.random.default_rng(0), in_graphs=in_graphs)
+    work = random_operators(np.random.default_rng(0), families, edge)
     rates = []
     for _ in range(REPEATS + 1):
         start_s = time.process_time()
         model.operators(work, device)
         rates.append(NUM_OPERATORS / (time.process_time() - start_s))
-    return spread(rates[1:])
+    if edge is None:
+        return spread(rates[1:])
+    seen = model.tensors.get("edges_seen") if model.uses_messages else None
+    carries = 0.0 if seen is None else float(is_seen(seen, work).mean())
+    return {**spread(rates[1:]), "share_of_edges_with_messages": carries}
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -91,8 +104,11 @@ def main() -> None:
     model = pretrained() if chosen.weights is None else load_operators(chosen.weights)
     result: dict[str, Any] = heading("20,000 operators a second, loaded in 0.3 s", n=REPEATS)
     result["operators_per_s"] = {
-        "alone": operators_per_s(model, in_graphs=False),
-        f"in graphs of {GRAPH_LENGTH}": operators_per_s(model, in_graphs=True),
+        "alone": operators_per_s(model, FAMILIES, None),
+        f"in graphs of {GRAPH_LENGTH}": operators_per_s(model, FAMILIES, EdgeKind.DATA),
+        f"products in graphs of {GRAPH_LENGTH}": operators_per_s(
+            model, (Family.MATMUL,), EdgeKind.ORDER
+        ),
     }
     if chosen.weights is None:
         result["load_s"] = spread(load_times_s())

@@ -59,6 +59,7 @@ from meshwright.bench.step_figures import (
     timed_runs,
 )
 from meshwright.bench.step_teaching import Taught, teach
+from meshwright.cli.fit_sources import read_sources
 from meshwright.cost.calibration import DEFAULTS, Origin
 from meshwright.cost.pricing import Pricing
 from meshwright.gnn_cost.baselines.roofline import PlainRoofline
@@ -300,13 +301,48 @@ def priced(options: argparse.Namespace, pricing: Pricing, label: str) -> dict[st
     return known
 
 
+def zero_shot(found: Mapping[str, RunGraphs]) -> dict[str, dict[str, Any]]:
+    """Of every source: how far prices without any measured step are off; regret of trust A."""
+    rows: dict[str, dict[str, Any]] = {}
+    for source, one in found.items():
+        error = one.predicted_s / one.graphs.time_s - 1
+        rows[source] = {
+            "n": len(error),
+            "trust": sorted({run.trust or "" for run in one.runs}),
+            "mape": float(np.abs(error).mean()),
+            "median_ape": float(np.median(np.abs(error))),
+            "bias": float(error.mean()),
+        }
+        if trusted(one).graphs.count == len(error):
+            rows[source] |= regret_in_jobs(one)
+    return rows
+
+
+def regret_in_jobs(found: RunGraphs) -> dict[str, Any]:
+    """Mean regret of the plan priced fastest over jobs of several; none where there are none."""
+    job = np.array([run.job_key for run in found.runs])
+    regrets = []
+    for name in np.unique(job):
+        own = job == name
+        if own.sum() > 1:
+            scores = [(one,) for one in found.predicted_s[own].tolist()]
+            regrets.append(regret(found.graphs.time_s[own].tolist(), scores, num_tries=1))
+    mean = float(np.mean(regrets)) if regrets else None
+    return {"jobs": len(regrets), "mean_regret": mean}
+
+
 def trusted(found: RunGraphs) -> RunGraphs:
     """Runs of trust A or none told: neither aggregated nor bound by their host."""
     return found.where(np.array([run.trust in ("A", None) for run in found.runs], np.bool_))
 
 
 def package(
-    chosen: FigureChoice, taught: Taught, source: DataSource, *, made_with: Pricing
+    chosen: FigureChoice,
+    taught: Taught,
+    source: DataSource,
+    *,
+    licenses: Mapping[str, str],
+    made_with: Pricing,
 ) -> None:
     """Write what comes with the package: figures, interval, correction, hash of the table."""
     values = {name: chosen.fit.values[name] for name in chosen.names}
@@ -316,6 +352,7 @@ def package(
         correction=taught.document,
         made_with=made_with.sha256,
         data=[source],
+        licenses=dict(licenses),
     ).write(pretrained_folder())
 
 
@@ -355,7 +392,9 @@ def main() -> None:
     if options.package or options.only_package:
         rows = sum(one.graphs.count for one in found.values())
         source = source_of(options.table, kind="runs", num_rows=rows)
-        package(chosen, taught, source, made_with=pricing)
+        told = read_sources([options.table], print).licenses
+        licenses = {name: text for name, text in told.items() if name in runs.source}
+        package(chosen, taught, source, licenses=licenses, made_with=pricing)
     if options.only_package:
         print(json.dumps({"figures": chosen.to_json(), "correction": taught.to_json()}, indent=1))
         return
@@ -372,6 +411,7 @@ def main() -> None:
             seeds=list(SEEDS),
         ),
         "splits": {},
+        "zero_shot": zero_shot(found),
         "figures_without_source": chosen.to_json() if len(found) > 1 else None,
         "figures_that_can_be_fitted": list(FIGURES),
         "correction": taught.to_json(),

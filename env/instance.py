@@ -76,15 +76,21 @@ ROW_FEATURES = (
     "log_dp_s",
     "log_bubble",
     "log_step_s",
+    "log_step_none_s",
+    "log_step_full_s",
     "log_state_bytes",
     "log_activation_bytes",
+    "log_fullest_none",
     "log_fullest",
     "log_tokens",
     "log_idle",
+    "log_imbalance",
 )
 """What a glance at a row tells without pricing a plan (``env.estimates``): seconds over those of
-the instance's fastest row by the same glance; bytes over a device's memory; the bubble and idle
-devices as log(1 + share); tokens of a micro-batch on one rank."""
+the instance's fastest row by the same glance, the step also with nothing and with everything
+computed again whether it fits or not; bytes over a device's memory, all of them with nothing
+computed again and (``log_fullest``) with everything; the bubble and idle devices as log(1 + share);
+tokens of a micro-batch on one rank; the slowest stage over the mean one."""
 
 
 class NodeType(IntEnum):

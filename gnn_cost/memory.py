@@ -56,6 +56,8 @@ class MemoryFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Share of runs within the margin that was learned without their configuration."""
     sources: Annotated[dict[str, SourceMargin], msgspec.Meta(min_length=1)]
     data: list[DataSource] = []
+    licenses: dict[str, str] = {}
+    """By ``source`` of the rows; what was not told is absent."""
 
     def __post_init__(self) -> None:
         if self.schema_version != _SCHEMA_VERSION:

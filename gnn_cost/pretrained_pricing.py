@@ -76,6 +76,8 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     apply. Empty: they stand beside it in the folder of one fit."""
     data: list[DataSource] = []
     """What all of it was learned from."""
+    licenses: dict[str, str] = {}
+    """By ``source`` of the rows; what was not told is absent."""
 
     def __post_init__(self) -> None:
         if self.schema_version != _SCHEMA_VERSION:

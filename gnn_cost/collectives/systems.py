@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from meshwright.cluster.catalog import find_device, find_link, known_links
+from meshwright.cluster.catalog import CatalogEntry, find_device, find_link, known_links
 from meshwright.cluster.model import Device, GroupLevel, Link
 from meshwright.errors import BadClusterFile
 
@@ -59,7 +59,7 @@ class Row:
         return cls(
             source=str(values["source"]),
             gpu=str(values["gpu"]),
-            fabric=str(values["fabric"]),
+            fabric=str(values["fabric"] or ""),
             collective=str(values["collective"]),
             group_size=int(values["group_size"] or 0),
             hosts=int(values["hosts"] or 1),
@@ -97,22 +97,22 @@ def placed(row: Row, make: Callable[..., T]) -> T:
     """The group of a row, on the links that are stated or assumed; ``make`` is its class."""
     entry = find_device(_GPUS.get(row.gpu, row.gpu), where=f"table of collectives: {row.gpu}")
     host_link, ring_bytes_per_s = entry.host_link, None
-    per_host = max(row.group_size // row.hosts, 1)
-    on_pcie = row.fabric == "pcie" or ("pairwise" in row.node and per_host > 2)
+    num_parts, part_size = _parts(row, entry)
+    on_pcie = row.fabric == "pcie" or ("pairwise" in row.node and part_size > 2)
     if on_pcie and not host_link.name.startswith("pcie"):
         host_link = _pcie_of(entry.device)
     if host_link.name == "nvlink2" and row.group_size == 2 and row.hosts == 1:
         ring_bytes_per_s = _SINGLE_LINK_PAIRS.get(row.source)
     levels = []
-    if per_host > 1:
-        sizes = (per_host,) * row.hosts
+    if part_size > 1:
+        sizes = (part_size,) * num_parts
         levels.append(GroupLevel(level_index=0, link=host_link, group_sizes=sizes))
-    if row.hosts > 1:
+    if num_parts > 1:
         network = entry.network
         if row.source in _UNSTATED_NETWORKS:
             network = find_link(_UNSTATED_NETWORKS[row.source], where="network of measured hosts")
-            network = replace(network, bytes_per_s=network.bytes_per_s / per_host)
-        levels.append(GroupLevel(level_index=1, link=network, group_sizes=(row.hosts,)))
+            network = replace(network, bytes_per_s=network.bytes_per_s / part_size)
+        levels.append(GroupLevel(level_index=1, link=network, group_sizes=(num_parts,)))
     return make(
         kind=row.collective,
         levels=tuple(levels),
@@ -122,6 +122,18 @@ def placed(row: Row, make: Callable[..., T]) -> T:
         gpu=row.gpu,
         ring_bytes_per_s=ring_bytes_per_s,
     )
+
+
+def _parts(row: Row, entry: CatalogEntry) -> tuple[int, int]:
+    """How many parts of how many ranks the fast link joins: hosts, or racks that NVLink joins.
+
+    Racks of ranks that do not divide among them evenly are taken as hosts.
+    """
+    if row.hosts > 1 and row.fabric in ("nvlink", "") and entry.domain is not None:
+        num_racks = -(-row.group_size // (entry.domain[0] * entry.devices_per_host))
+        if num_racks < row.hosts and row.group_size % num_racks == 0:
+            return num_racks, row.group_size // num_racks
+    return row.hosts, max(row.group_size // row.hosts, 1)
 
 
 def _pcie_of(device: Device) -> Link:

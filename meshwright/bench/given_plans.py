@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import gcd
 
 from meshwright import __version__
@@ -13,6 +12,8 @@ from meshwright.bench.clusters import num_devices_of
 from meshwright.bench.runs import MeasuredRun
 from meshwright.bench.sizes import experts_of
 from meshwright.bench.software import Software
+from meshwright.bench.stage_cuts import starts_of
+from meshwright.bench.words import schedule_of, virtual_of
 from meshwright.errors import BadRequest
 from meshwright.graph.dimensions import BATCH, EXPERTS, RING, SEQUENCE
 from meshwright.graph.segments import Segmentation
@@ -23,7 +24,6 @@ from meshwright.plans.plan import (
     Mesh,
     ParallelPlan,
     Provenance,
-    Recompute,
     ScheduleName,
     SegmentPlan,
     Stage,
@@ -31,8 +31,6 @@ from meshwright.plans.plan import (
 
 __all__ = ["Degrees", "degrees_of", "given_plan", "shards_of"]
 
-_CUTS = re.compile(r"stage cuts \[([0-9, ]+)\] over (\d+)")
-_UNIT = re.compile(r"((?:\w+\.)*)(?:layers|blocks)\.(\d+)|(stages\.\d+)\.(\d+)")
 _TENSOR_KINDS = ("heads", "vocab", "inner")
 _EXPERT_TENSOR = re.compile(r"(?i)(?:\betp|_etp|expert[-_ ]tensor[-_ ]parallel\w*)[-_ =:]*(\d+)")
 _MANY_EXPERTS = 32
@@ -95,9 +93,10 @@ def degrees_of(run: MeasuredRun) -> tuple[Degrees, tuple[str, ...]]:
             f"global_batch {run.global_batch} is no multiple of dp {dp} x micro_batch {micro}: "
             f"{count} micro-batches of {mean:.4g} samples on average"
         )
-    virtual = run.virtual_stages or 1
-    if run.virtual_stages is None and run.schedule == "interleaved":
-        virtual = 2 if run.layers and run.layers % (2 * pp) == 0 else 1
+    virtual = run.virtual_stages or virtual_of(run) or 1
+    if virtual == 1 and run.virtual_stages is None and _is_interleaved(run):
+        # Even with or without embedding and head.
+        virtual = 2 if run.layers and run.layers % (2 * pp) in (0, 2 * pp - 2) else 1
         said.append(f"virtual stages not told: {virtual}")
     found = Degrees(
         dp=dp,
@@ -200,54 +199,6 @@ def _kind(label: str) -> str:
     return label.rstrip("0123456789")
 
 
-def starts_of(run: MeasuredRun, segmentation: Segmentation, num_stages: int) -> tuple[int, ...]:
-    """First segment of each stage: layers in equal runs, or as the row's notes cut them.
-
-    Raises:
-        BadRequest: there are more stages than layers.
-    """
-    if num_stages == 1:
-        return (0,)
-    firsts = _first_segments(segmentation)
-    if len(firsts) < num_stages:
-        raise BadRequest(f"{num_stages} stages but {len(firsts)} layers to cut between")
-    cuts = _told_cuts(run, len(firsts), num_stages)
-    if cuts is None:
-        cuts = tuple(stage * len(firsts) // num_stages for stage in range(num_stages))
-    return (0, *(firsts[cut] for cut in cuts[1:]))
-
-
-def _first_segments(segmentation: Segmentation) -> list[int]:
-    """The first segment of every layer."""
-    firsts: list[int] = []
-    seen: set[tuple[str, ...]] = set()
-    for segment in segmentation.segments:
-        match = _UNIT.search(segment.name)
-        if match is not None:
-            unit = tuple(part or "" for part in match.groups())
-            if unit not in seen:
-                seen.add(unit)
-                firsts.append(segment.index)
-    return firsts
-
-
-def _told_cuts(run: MeasuredRun, num_layers: int, num_stages: int) -> tuple[int, ...] | None:
-    """First layer of each stage from ``stage cuts [0, 15, 30] over 30`` in the notes.
-
-    Units that are no layers stand before and after them, as many on each side.
-    """
-    match = _CUTS.search(run.notes or "")
-    if match is None:
-        return None
-    cuts = [int(word) for word in match.group(1).replace(",", " ").split()]
-    others = int(match.group(2)) - num_layers
-    before = others // 2
-    if len(cuts) != num_stages + 1 or others < 0:
-        return None
-    found = [min(max(cut - before, 0), num_layers - 1) for cut in cuts[:-1]]
-    return tuple(found) if all(a < b for a, b in pairwise(found)) else None
-
-
 def given_plan(
     run: MeasuredRun,
     degrees: Degrees,
@@ -265,7 +216,7 @@ def given_plan(
     """
     said: list[str] = []
     schedule, virtual = _schedule(run, degrees, said)
-    starts = starts_of(run, segmentation, degrees.pp * virtual)
+    starts, of_cuts = starts_of(run, segmentation, degrees.pp, virtual)
     ends = (*starts[1:], len(segmentation.segments))
     data = degrees.dp // degrees.ep
     sharing = data * degrees.cp if software.shards_over_context else data
@@ -280,7 +231,7 @@ def given_plan(
                 if axis not in ("dp_replicate", "dp_shard") or (axis == "dp_shard") == shards_data
             },
             zero_stage=software.zero_stage if sharing > 1 else 0,
-            recompute=Recompute(software.recompute),
+            recompute=software.recompute,
         )
         for segment, shard in zip(segmentation.representatives(), shards, strict=True)
     ]
@@ -311,7 +262,7 @@ def given_plan(
         segments=segments,
         provenance=Provenance(meshwright_version=__version__, solver="given", level="manual"),
     )
-    return plan, tuple(said)
+    return plan, (*said, *of_cuts)
 
 
 def _bucket_bytes(run: MeasuredRun, software: Software, graph: GraphReference, tp: int) -> int:
@@ -322,21 +273,22 @@ def _bucket_bytes(run: MeasuredRun, software: Software, graph: GraphReference, t
     return max(int(graph.num_parameters / layers / tp) * software.gradient_bytes, 1)
 
 
+def _is_interleaved(run: MeasuredRun) -> bool:
+    return schedule_of(run)[0] is ScheduleName.INTERLEAVED
+
+
 def _schedule(run: MeasuredRun, degrees: Degrees, said: list[str]) -> tuple[ScheduleName, int]:
     """The schedule and the stages of a device."""
-    word = (run.schedule or "").lower()
     if degrees.pp == 1:
         return ScheduleName.ONE_F_ONE_B, 1
-    virtual = degrees.virtual
-    if virtual > 1:
+    told, assumed = schedule_of(run)
+    if told is ScheduleName.ZB_H1:
+        said += assumed
+        return told, 1
+    if degrees.virtual > 1:
         if degrees.num_microbatches % degrees.pp == 0:
-            return ScheduleName.INTERLEAVED, virtual
+            said += () if told or not run.schedule else assumed
+            return ScheduleName.INTERLEAVED, degrees.virtual
         said.append("micro-batches do not divide by pp: 1F1B instead of interleaved")
-        virtual = 1
-    if word == "gpipe":
-        return ScheduleName.GPIPE, 1
-    if word in ("zb", "zb-h1", "zero-bubble", "zbh1"):
-        return ScheduleName.ZB_H1, 1
-    if word not in ("1f1b", "interleaved", "none"):
-        said.append("schedule not told: 1F1B")
-    return ScheduleName.ONE_F_ONE_B, 1
+    said += assumed
+    return ScheduleName.GPIPE if told is ScheduleName.GPIPE else ScheduleName.ONE_F_ONE_B, 1

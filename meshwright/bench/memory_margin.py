@@ -62,9 +62,16 @@ def margins_of(peaks: Sequence[MeasuredPeak]) -> Margins:
 
 
 def figures_of(
-    peaks: Sequence[MeasuredPeak], *, within_left_out: float, data: DataSource
+    peaks: Sequence[MeasuredPeak],
+    *,
+    within_left_out: float,
+    data: DataSource,
+    licenses: Mapping[str, str],
 ) -> MemoryFigures:
-    """What a ``memory.json`` says of ``peaks``; there must be one."""
+    """What a ``memory.json`` says of ``peaks``; there must be one.
+
+    ``licenses`` are by source, of these or others.
+    """
     margins = margins_of(peaks)
     sources = {}
     for name in sorted(margins.by_source):
@@ -82,6 +89,7 @@ def figures_of(
         within_left_out=round(within_left_out, 4),
         sources=sources,
         data=[data],
+        licenses={name: licenses[name] for name in sources if name in licenses},
     )
 
 

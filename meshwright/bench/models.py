@@ -22,7 +22,7 @@ from meshwright.capture.zoo.vit import FAMILY as VIT
 from meshwright.capture.zoo.vit import ViTConfig
 from meshwright.errors import BadRequest
 
-__all__ = ["RunModel", "model_of", "with_family"]
+__all__ = ["RunModel", "model_of", "unlike_told", "with_family"]
 
 _DECODERS = frozenset(("gpt", "llama", "moe", "mpt"))
 _FAMILIES = _DECODERS | {"bert", "t5", "wrn", "vit"}
@@ -33,6 +33,16 @@ _GATED = (
     r"llama|mistral|qwen|deepseek|gemma|vicuna|alpaca|\byi\b|olmo|granite|internlm|baichuan|"
     r"phi[-_ ]?[34]|glm|kimi|codestral|command|exaone|solar|minitron"
 )
+_NOT_MODELED = (
+    (r"deepseek[-_ ]?(v[23]|r1)|kimi|moonlight|\bmla\b|latent attention", "latent attention (MLA)"),
+    (
+        r"deepseek|kimi|moonlight|qwen[-_ ]?(1\.5|2)[-_ ]|llama[-_ ]?4|glm[-_ ]?4\.5|shared expert",
+        "shared experts",
+    ),
+)
+"""By a pattern of the name or notes of a mixture of experts."""
+_UNLIKE = 0.03
+"""Of the parameters told, that a built model may differ by without a word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +60,17 @@ class RunModel:
     def key(self) -> str:
         """Equal for equal models."""
         return f"{self.family.name if self.family else 'decoder'} {self.config} {self.seq_len}"
+
+    def ring_share(self, tp: int) -> float:
+        """Heads of keys and values on a rank of ``tp`` over those of queries.
+
+        It is what a ring of attention passes on, of what our graph repeats for every query.
+        """
+        if not isinstance(self.config, DecoderConfig):
+            return 1.0
+        heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
+        # Ranks beyond the groups hold one of them each.
+        return max(kv_heads, tp if heads % tp == 0 else 1) / heads
 
     def build(self, dtype: torch.dtype) -> nn.Module:
         """The module, on ``meta``."""
@@ -107,6 +128,22 @@ def model_of(run: MeasuredRun, software: Software) -> tuple[RunModel, tuple[str,
     if arch == "vit":
         return _vit(sizes), (*said, "images of 224 x 224 in patches of 16 assumed")
     return _decoder(arch, sizes, software), said
+
+
+def unlike_told(run: MeasuredRun, num_parameters: int) -> tuple[str, ...]:
+    """What sets the model of ``num_parameters`` that was built apart from the one that ran."""
+    said = []
+    if run.params_b is not None:
+        built_b = num_parameters / 1e9
+        if abs(built_b / run.params_b - 1) > _UNLIKE:
+            said.append(
+                f"params_b {run.params_b:.4g} told, but the sizes make a model of {built_b:.4g} "
+                f"({built_b / run.params_b - 1:+.1%})"
+            )
+    if run.experts or (run.arch or "").lower() == "moe":
+        words = f"{run.model_name or ''} {run.notes or ''}".lower()
+        said += [f"{part}: not modeled" for name, part in _NOT_MODELED if re.search(name, words)]
+    return tuple(said)
 
 
 def _decoder(arch: str, sizes: Sizes, software: Software) -> RunModel:

@@ -18,7 +18,7 @@ import torch
 from meshwright.bench.clusters import cluster_of
 from meshwright.bench.given_plans import Degrees, degrees_of, given_plan, shards_of
 from meshwright.bench.masks import bytes_with_masks
-from meshwright.bench.models import RunModel, model_of, with_family
+from meshwright.bench.models import RunModel, model_of, unlike_told, with_family
 from meshwright.bench.runs import MeasuredRun, Skipped
 from meshwright.bench.selective import kept_nodes
 from meshwright.bench.software import Selective, Software, calibration_for, software_of
@@ -36,7 +36,7 @@ from meshwright.errors import PlannerError, PlanRefused
 from meshwright.graph.analyzed import AnalyzedGraph, analyze_graph
 from meshwright.graph.opgraph import OpGraph
 from meshwright.graph.simplify import with_explicit_factories
-from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan, Precision
+from meshwright.plans.plan import GraphReference, JobSpec, ParallelPlan, Precision, Recompute
 from meshwright.spmd.layout import MICRO
 
 __all__ = ["Predictor", "PricedRun", "RunPrediction"]
@@ -226,7 +226,7 @@ class Predictor:
             table = model.table_of_plan(plan)
         if is_shared and not table.columns.is_scaled:
             raise PlanRefused("the graph's amounts do not scale with the batch")
-        table = self._as_software_does(table, software, degrees)
+        table = self._as_software_does(table, software, degrees, built)
         samples = degrees.micro_batch * degrees.dp * degrees.num_microbatches
         return PricedRun(
             run=run,
@@ -236,18 +236,21 @@ class Predictor:
             reports_last_rank=software.reports_last_rank,
             batch_scale=samples / batch if table.columns.is_scaled else 1.0,
             graph=captured.graph,
-            assumptions=(*said, *of_plan),
+            assumptions=(*said, *of_plan, *unlike_told(run, captured.graph.num_parameters)),
         )
 
     def _as_software_does(
-        self, table: CostTable, software: Software, degrees: Degrees
+        self, table: CostTable, software: Software, degrees: Degrees, built: RunModel
     ) -> CostTable:
         """The table with what the software does in ways of its own."""
-        if degrees.cp > 1 and software.balances_context:
-            table = self._with_balanced_rings(table, degrees.cp)
+        if degrees.cp > 1:
+            if software.balances_context:
+                table = self._with_balanced_rings(table, degrees.cp)
+            table = self._with_ring_share(table, built.ring_share(degrees.tp))
         if software.dropout > 0 and not software.fused_attention:
             table = self._with_masks(table)
-        if software.recompute == "selective" and software.selective is not Selective.POINTWISE:
+        is_selective = software.recompute is Recompute.SELECTIVE
+        if is_selective and software.selective is not Selective.POINTWISE:
             table = self._with_selective(table, software.selective)
         return table
 
@@ -256,6 +259,14 @@ class Predictor:
         found = _recall(self._selective, key)
         if found is None:
             found = table.with_balanced_rings(ways)
+            _remember(self._selective, key, found, _MAX_MODELS)
+        return found
+
+    def _with_ring_share(self, table: CostTable, share: float) -> CostTable:
+        key = (table, "ring share", share)
+        found = table if share == 1.0 else _recall(self._selective, key)
+        if found is None:
+            found = table.with_ring_share(share)
             _remember(self._selective, key, found, _MAX_MODELS)
         return found
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from meshwright.bench.runs import MeasuredRun
+from meshwright.bench.words import is_core_attention, recompute_of
 from meshwright.cost.calibration import Calibration, Origin
 from meshwright.cost.precision import CAST_EACH_USE, CURRENT_CAST, DELAYED_CAST, FP8, TORCH_DTYPE
-from meshwright.plans.plan import Precision
+from meshwright.plans.plan import Precision, Recompute
 
 __all__ = ["Selective", "Software", "calibration_for", "software_of"]
 
@@ -117,7 +118,7 @@ class Software:
     """Its peak is the last rank's, of the last stage: what Megatron writes for TensorBoard, and
     its test cases compare."""
     zero_stage: int
-    recompute: str
+    recompute: Recompute
     assumptions: tuple[str, ...]
 
 
@@ -149,7 +150,7 @@ def software_of(run: MeasuredRun) -> Software:
         cast_bytes=_cast_bytes(text, is_megatron=is_megatron),
         waits_for_gathers=is_old,
         overlapped_tensor=_overlapped_tensor(text),
-        selective=_selective(is_megatron or is_old, is_titan),
+        selective=_selective(is_megatron or is_old or is_core_attention(run), is_titan),
         overlaps_gradients=overlaps,
         gradient_bytes=gradient_bytes,
         keeps_full_precision=is_fsdp,
@@ -243,8 +244,8 @@ def _overlapped_tensor(text: str) -> float:
     return 0.0 if told is None else _OVERLAPPED_TENSOR
 
 
-def _selective(is_megatron: bool, is_titan: bool) -> Selective:
-    if is_megatron:
+def _selective(is_core: bool, is_titan: bool) -> Selective:
+    if is_core:
         return Selective.CORE_ATTENTION
     return Selective.EVERY_SECOND_PRODUCT if is_titan else Selective.POINTWISE
 
@@ -353,9 +354,7 @@ def _zero_stage(run: MeasuredRun, is_fsdp: bool, text: str, said: list[str]) -> 
     return stage
 
 
-def _recompute(run: MeasuredRun, said: list[str]) -> str:
-    word = (run.recompute or "").lower()
-    if word in ("none", "selective", "full"):
-        return word
-    said.append("recompute not told: none")
-    return "none"
+def _recompute(run: MeasuredRun, said: list[str]) -> Recompute:
+    found, assumed = recompute_of(run)
+    said += assumed
+    return found

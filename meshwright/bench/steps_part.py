@@ -86,6 +86,7 @@ class StepsPart:
             interval=interval,
             correction=taught.document,
             data=[source for source in data.sources if source.kind == "runs"],
+            licenses={name: text for name, text in data.licenses.items() if name in runs.source},
         )
         return PartResult(
             tensors={},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -221,7 +221,8 @@ class _Job:
         require_wandb(self._wandb)
         require_fresh(self._folder, is_resumed=self._is_resumed)
         sources = read_sources(paths, self._out.progress)
-        sources.licenses |= given_licenses(licenses)
+        given = given_licenses(licenses)
+        sources.licenses |= given
         if sources.reports:
             raise BadRequest("step reports calibrate a fitted model; give them to --calibrate")
         tracker, run_id = self._tracker()
@@ -232,7 +233,7 @@ class _Job:
             self._settings,
             folder=self._folder,
             tracker=tracker,
-            reproduce=self._command(sources, cluster_text),
+            reproduce=self._command(sources, cluster_text, given),
             budget_s=budget_s,
             is_resumed=self._is_resumed,
             say=self._out.progress,
@@ -254,7 +255,7 @@ class _Job:
         self._problems.append(problem)
         self._out.progress(problem)
 
-    def _command(self, sources: Sources, cluster: str | None) -> str:
+    def _command(self, sources: Sources, cluster: str | None, licenses: Mapping[str, str]) -> str:
         """The command line of the card: names of files, for paths are somebody's."""
         settings = self._settings
         words = ["meshwright", "fit"]
@@ -268,6 +269,8 @@ class _Job:
         words += ["--threads", str(settings.num_threads)]
         if cluster is not None:
             words += ["--cluster", cluster]
+        for name, text in licenses.items():
+            words += ["--license", f"{name}={text}"]
         return shlex.join(words)
 
     def _show(self, result: FitResult) -> None:

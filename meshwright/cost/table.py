@@ -133,13 +133,30 @@ class CostTable:
 
     def with_balanced_rings(self, ways: int) -> CostTable:
         """The same table where the ``ways`` ranks of each ring share causal attention evenly."""
-        groups = self.columns.collectives.groups
-        rings = [number for number, (kind, _) in enumerate(groups) if kind is CollectiveKind.RING]
-        is_ring = np.isin(self.columns.collectives.group, rings)
-        node, nodes = self.columns.collectives.node[is_ring], self.columns.nodes
+        node, nodes = self.columns.collectives.node[self._rings()], self.columns.nodes
         factor = nodes.flop_factor.copy()
         factor[node] = of_every_rank(factor[node], nodes.family[node], ways)
-        found = self._with_columns(replace(self.columns, nodes=replace(nodes, flop_factor=factor)))
+        return self._repriced(replace(self.columns, nodes=replace(nodes, flop_factor=factor)))
+
+    def with_ring_share(self, share: float) -> CostTable:
+        """The same table where rings pass on that share of their bytes.
+
+        Grouped keys and values may travel as they are before each is repeated for its queries.
+        """
+        found = self.columns.collectives
+        num_bytes = np.where(self._rings(), share, 1.0) * found.num_bytes
+        return self._repriced(
+            replace(self.columns, collectives=replace(found, num_bytes=num_bytes))
+        )
+
+    def _rings(self) -> NDArray[np.bool_]:
+        """(collectives,) whether it is a ring."""
+        groups = self.columns.collectives.groups
+        rings = [number for number, (kind, _) in enumerate(groups) if kind is CollectiveKind.RING]
+        return np.isin(self.columns.collectives.group, rings)
+
+    def _repriced(self, columns: Columns) -> CostTable:
+        found = self._with_columns(columns)
         found._prices = KindPrices(found.columns, item_bytes=self.item_bytes, splits=())
         return found
 

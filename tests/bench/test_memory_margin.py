@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,11 @@ def test_what_is_written_is_what_explain_reads(tmp_path: Path) -> None:
     measured = [*peaks("a", [1.1, 0.9]), *peaks("b", [1.2])]
     data = DataSource(name="runs.parquet", kind="runs", num_bytes=1, sha256="ab", num_rows=3)
 
-    figures_of(measured, within_left_out=0.5, data=data).write(tmp_path)
+    licenses = {"a": "MIT", "c": "BSD"}
+    figures_of(measured, within_left_out=0.5, data=data, licenses=licenses).write(tmp_path)
     found = read_memory(tmp_path / MEMORY_NAME)
 
+    assert {"a": "MIT"} == json.loads((tmp_path / MEMORY_NAME).read_text())["licenses"]
     assert (0.2, 0.99) == (found.margin, found.level)
     assert (3, 3, ("a", "b")) == (found.runs, found.configurations, found.sources)
 

@@ -93,6 +93,17 @@ def test_group_sizes_stand_in_their_order(tmp_path: Path) -> None:
     assert "group_size is 1: nothing is exchanged" in [one["reason"] for one in document["skipped"]]
 
 
+def test_hosts_of_one_rack_exchange_by_nvlink(tmp_path: Path) -> None:
+    """18 hosts of an NVL72 rack as one, and slower where the fabric between them is InfiniBand."""
+    head = "gpu,collective,fabric,group_size,hosts,bytes,time_s\n"
+    cells = ("nvlink,72,18", "nvlink,72,1", "ib,72,18")
+    rows = "".join(f"gb200,all_gather,{one},1e7,1e-4\n" for one in cells)
+    told, alone, network = _evaluated(tmp_path, head + rows).predicted_s["analytic"]
+
+    assert alone == told
+    assert 3 * alone < network
+
+
 @pytest.mark.parametrize("text", ["", "a\n1\n", "gpu,op\nt4,add\n"])
 def test_no_such_table(tmp_path: Path, text: str) -> None:
     with pytest.raises(BadRequest, match=r"ops\.csv"):

@@ -59,7 +59,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("fit")
     table = operators(folder / "ops.parquet")
-    assert 0 == main(["fit", "--tables", str(table), "-o", str(folder / "w"), *SMALL])
+    told = ["--license", "ours=MIT, of us"]
+    assert 0 == main(["fit", "--tables", str(table), "-o", str(folder / "w"), *SMALL, *told])
     return folder / "w"
 
 
@@ -78,6 +79,8 @@ def test_a_fit_gives_weights_that_price_and_a_card_that_tells(fitted: Path) -> N
     assert "collectives" in card.skipped
     assert pricing.operators is not None
     assert "--seed 0 --members 2 --epochs 2" in card.reproduce
+    assert card.reproduce.endswith("--license 'ours=MIT, of us'")
+    assert {"ours": "MIT, of us"} == card.licenses
     assert str(fitted.parent) not in (fitted / "card.json").read_text()
 
 

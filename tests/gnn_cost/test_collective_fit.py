@@ -223,6 +223,27 @@ def test_groups_lie_on_the_links_assumed_for_their_source(tmp_path: Path) -> Non
     assert {("mine", 2): 25e9, ("vidur", 2): 12.5e9 / 8, ("mine", 1): 32e9} == found
 
 
+@pytest.mark.parametrize(
+    ("fabric", "group_size", "hosts", "parts"),
+    [
+        ("nvlink", 72, 18, [("nvlink5", (72,))]),
+        ("", 72, 18, [("nvlink5", (72,))]),
+        ("nvlink", 144, 36, [("nvlink5", (72, 72)), ("infiniband-ndr", (2,))]),
+        ("ib", 8, 2, [("nvlink5", (4, 4)), ("infiniband-ndr", (2,))]),
+    ],
+)
+def test_racks_that_nvlink_joins_are_one_level(
+    fabric: str, group_size: int, hosts: int, parts: list[object], tmp_path: Path
+) -> None:
+    """NVL72, unless the fabric between its hosts is said to be another."""
+    row: dict[str, object] = {"gpu": "gb200", "fabric": fabric}
+    write_table(tmp_path / "table.parquet", [row | {"group_size": group_size, "hosts": hosts}])
+    samples, _ = samples_from_table(tmp_path / "table.parquet")
+
+    levels = samples.groups[0].levels
+    assert parts == [(level.link.name, level.group_sizes) for level in levels]
+
+
 def test_csv_is_read_alike_and_columns_may_lack(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text(

@@ -1,0 +1,1 @@
+"""The planner that comes with the package: weights and their card."""
