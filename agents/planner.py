@@ -30,7 +30,7 @@ __all__ = ["PRETRAINED", "PolicyDecider", "Sampled", "sample_plans"]
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "planner.safetensors"
 
-_NUM_SAMPLES = {"O1": 16, "O2": 64}
+_NUM_SAMPLES = {"O1": 16, "O2": 16}
 _MAX_DECISIONS = 8
 
 
