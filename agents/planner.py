@@ -22,16 +22,39 @@ from meshwright.env.decode import Placed, decision_of
 from meshwright.env.episode import Episode
 from meshwright.env.instance import Instance
 from meshwright.env.observation import NUM_CANDIDATE
-from meshwright.errors import NoFeasiblePlan
+from meshwright.errors import BadRequest, NoFeasiblePlan
 from meshwright.space.decision import Decision
 from meshwright.space.search import SearchContext
+from meshwright.strict_json import one_line
 
-__all__ = ["PRETRAINED", "PolicyDecider", "Sampled", "sample_plans"]
+__all__ = ["PRETRAINED", "PolicyDecider", "Sampled", "planner_file", "sample_plans"]
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "planner.safetensors"
 
 _NUM_SAMPLES = {"O1": 16, "O2": 16}
 _MAX_DECISIONS = 8
+
+
+def planner_file(name: str) -> Path:
+    """The weights that ``--planner NAME`` means.
+
+    Args:
+        name: ``pretrained`` (the package's), the folder of a training, or a file of weights.
+
+    Raises:
+        BadRequest: it is none of these.
+    """
+    path = Path(name)
+    if name == "pretrained":
+        return PRETRAINED
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return path / PRETRAINED.name
+    raise BadRequest(
+        f"--planner: {one_line(name)}: no folder and no file; give pretrained, or the folder of a "
+        "`meshwright train`"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +87,7 @@ class PolicyDecider:
         """
         self.policy = policy
         self._num_samples = num_samples
-        self._temperature = temperature
+        self.temperature = temperature
 
     @classmethod
     def pretrained(
@@ -95,7 +118,7 @@ class PolicyDecider:
                 instance,
                 num_samples=_NUM_SAMPLES[context.level] if count is None else count,
                 seed=context.seed,
-                temperature=self._temperature,
+                temperature=self.temperature,
                 deadline_s=deadline_s,
             )
         except NoFeasiblePlan:

@@ -156,7 +156,9 @@ def trained(
         run.run(lambda _, iteration: decisions.append(iteration.num_env_steps))
     on_validation = OnInstances(run.policy, [item.graph for item in validation])
     compiled = compile_instances(validation)
-    found = Evaluator(compiled).evaluate(on_validation, seed=seed)
+    found = Evaluator(compiled, temperature=variant.settings.sampling_temperature).evaluate(
+        on_validation, seed=seed
+    )
     unmasked = Unmasked(compiled, len(validation))
     time_I = play(on_validation, unmasked, np.arange(len(validation)))
     return {

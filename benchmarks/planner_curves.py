@@ -36,16 +36,15 @@ from benchmarks.intervals import difference, gap_figures, win_rates
 from benchmarks.planner_gap import where_it_loses
 from benchmarks.planner_instances import (
     add_options,
+    deciders_of,
     instances_of,
     optima_s,
-    policies_of,
     proposals,
     write,
 )
 from benchmarks.searchers import Problem, available, best_by_budget, is_random
 from meshwright.agents.local_search import improve
 from meshwright.agents.planner import PolicyDecider
-from meshwright.agents.policy import PlacementPolicy
 from meshwright.env.frozen import frozen_specs
 from meshwright.env.generator import InstanceSpec, context_of
 from meshwright.env.instance import Instance
@@ -74,12 +73,12 @@ _MOST_SAMPLES = 64
 
 
 def agent_curves(
-    policies: Sequence[PlacementPolicy], instances: Sequence[Instance], budgets: Sequence[int]
+    deciders: Sequence[PolicyDecider], instances: Sequence[Instance], budgets: Sequence[int]
 ) -> FloatArray:
     """(S, I, budgets) times of the agent and its local search."""
-    found = np.empty((len(policies), len(instances), len(budgets)))
-    for seed, policy in enumerate(policies):
-        plans = proposals(policy, instances, num_samples=_MOST_SAMPLES, seed=seed)
+    found = np.empty((len(deciders), len(instances), len(budgets)))
+    for seed, decider in enumerate(deciders):
+        plans = proposals(decider, instances, num_samples=_MOST_SAMPLES, seed=seed)
         for place, (instance, drawn) in enumerate(zip(instances, plans, strict=True)):
             for number, budget in enumerate(budgets):
                 starts = drawn[: max(budget // 2, 1)]
@@ -89,14 +88,14 @@ def agent_curves(
 
 
 def curves(
-    policies: Sequence[PlacementPolicy],
+    deciders: Sequence[PolicyDecider],
     instances: Sequence[Instance],
     budgets: Sequence[int],
     num_seeds: int,
 ) -> dict[str, Any]:
     """Gaps of everybody at each budget; against whom the agent wins and loses."""
     optimum_I = optima_s(instances)
-    times = {"agent": agent_curves(policies, instances, budgets)}
+    times = {"agent": agent_curves(deciders, instances, budgets)}
     runs = {name: num_seeds if is_random(name) else 1 for name in available()}
     for name, count in runs.items():
         times[name] = np.empty((count, len(instances), len(budgets)))
@@ -153,11 +152,11 @@ def without_rules(context: SearchContext) -> list[Proposer]:
     return [proposer for proposer in proposers_of(context) if proposer not in RULES]
 
 
-def solvers_by_seconds(policy: PlacementPolicy) -> dict[str, Solvers]:
+def solvers_by_seconds(decider: PolicyDecider) -> dict[str, Solvers]:
     """Who is asked with a deadline, in order."""
 
     def agent() -> Proposer:
-        return Guided(PolicyDecider(policy))
+        return Guided(decider)
 
     found: dict[str, Solvers] = {
         "agent": lambda _: (agent(),),
@@ -174,18 +173,18 @@ def solvers_by_seconds(policy: PlacementPolicy) -> dict[str, Solvers]:
     return found
 
 
-def solvers_by_evaluations(policy: PlacementPolicy) -> dict[str, Solvers]:
+def solvers_by_evaluations(decider: PolicyDecider) -> dict[str, Solvers]:
     """Rules and searches that together price ``EVALUATIONS`` plans, the agent's in their place."""
 
     def searches(count: int) -> Sequence[Proposer]:
         return [search.with_evaluations(count // 3) for search in local_searches()]
 
     def with_agent(_: SearchContext) -> Sequence[Proposer]:
-        agent = Guided(PolicyDecider(policy), max_evaluations=EVALUATIONS // 2)
+        agent = Guided(decider, max_evaluations=EVALUATIONS // 2)
         return (*RULES, Hasty(agent), *searches(EVALUATIONS // 2))
 
     return {
-        "agent": lambda _: (Guided(PolicyDecider(policy), max_evaluations=EVALUATIONS),),
+        "agent": lambda _: (Guided(decider, max_evaluations=EVALUATIONS),),
         "portfolio without": lambda _: (*RULES, *searches(EVALUATIONS)),
         "portfolio with": with_agent,
     }
@@ -213,18 +212,18 @@ def asked(
 
 
 def on_context(
-    make: Callable[[int], SearchContext], policy: PlacementPolicy, seconds: Sequence[float]
+    make: Callable[[int], SearchContext], decider: PolicyDecider, seconds: Sequence[float]
 ) -> list[dict[str, Any]]:
     """Every solver at every budget on one problem; ``make`` gives a fresh context of a seed."""
     warm = make(0)
-    Guided(PolicyDecider(policy, num_samples=1), max_evaluations=8).propose(warm)
+    Guided(PolicyDecider(decider.policy, num_samples=1), max_evaluations=8).propose(warm)
     rows: list[dict[str, Any]] = []
     for budget in seconds:
-        for name, solvers in solvers_by_seconds(policy).items():
+        for name, solvers in solvers_by_seconds(decider).items():
             context = make(0)
             found = asked(context, solvers(context), budget)
             rows.append({"budget": f"{budget:g} s", "solver": name, **found})
-    for name, solvers in solvers_by_evaluations(policy).items():
+    for name, solvers in solvers_by_evaluations(decider).items():
         context = make(0)
         found = asked(context, solvers(context), PATIENCE_S)
         rows.append({"budget": f"{EVALUATIONS} evaluations", "solver": name, **found})
@@ -268,7 +267,7 @@ def told(problems: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 def contexts_part(
     specs: Sequence[InstanceSpec],
     programs: Programs,
-    policy: PlacementPolicy,
+    decider: PolicyDecider,
     seconds: Sequence[float],
     report: Callable[[dict[str, Any]], None],
 ) -> None:
@@ -280,7 +279,7 @@ def contexts_part(
             return replace(context_of(spec, programs), seed=seed)
 
         try:
-            problems[spec.name] = on_context(make, policy, seconds)
+            problems[spec.name] = on_context(make, decider, seconds)
         except PlannerError:
             continue
         report(told(problems))
@@ -295,7 +294,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=36)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    policies, differ_in = policies_of(options.weights, options.seeds)
+    deciders, differ_in = deciders_of(options.weights, options.seeds)
     document = heading(
         "the portfolio with the agent beats the portfolio without it at small budgets",
         set=options.set,
@@ -306,7 +305,7 @@ def main() -> None:
         instances = instances_of(
             options.set, options.cache, ready=options.ready, limit=options.limit
         )
-        document["tables"] = curves(policies, instances, options.budgets, options.seeds)
+        document["tables"] = curves(deciders, instances, options.budgets, options.seeds)
         write(document, options.output)
     specs = frozen_specs(options.set)
     specs = specs[:: max(len(specs) // max(options.contexts, 1), 1)][: options.contexts]
@@ -318,7 +317,7 @@ def main() -> None:
     contexts_part(
         sorted(specs, key=lambda spec: spec.model.reference),
         Programs(Path(options.cache)),
-        policies[0],
+        deciders[0],
         options.seconds,
         report,
     )

@@ -26,16 +26,16 @@ from benchmarks.heading import heading
 from benchmarks.intervals import EXACT, difference, gap_figures, win_rates
 from benchmarks.planner_instances import (
     add_options,
+    deciders_of,
     family_of,
     instances_of,
     optima_s,
-    policies_of,
     proposals,
     write,
 )
 from benchmarks.searchers import Problem, available, best_by_budget, is_random
 from meshwright.agents.local_search import improve
-from meshwright.agents.policy import PlacementPolicy
+from meshwright.agents.planner import PolicyDecider
 from meshwright.env.decode import Placed
 from meshwright.env.instance import Instance
 
@@ -53,16 +53,16 @@ _WORST = 10
 
 
 def policy_times(
-    policies: Sequence[PlacementPolicy],
+    deciders: Sequence[PolicyDecider],
     instances: Sequence[Instance],
     num_samples: int = NUM_SAMPLES,
     budgets: Sequence[int] = BUDGETS,
 ) -> dict[tuple[str, int], FloatArray]:
     """Method and evaluations to (S, I) times; run s draws with seed s."""
     found: dict[tuple[str, int], list[list[float]]] = {}
-    for seed, policy in enumerate(policies):
+    for seed, decider in enumerate(deciders):
         rows: dict[tuple[str, int], list[float]] = {}
-        plans = proposals(policy, instances, num_samples=num_samples, seed=seed)
+        plans = proposals(decider, instances, num_samples=num_samples, seed=seed)
         for instance, drawn in zip(instances, plans, strict=True):
             times = [time_of(instance, placed) for placed in drawn]
             rows.setdefault(("policy, greedy", 1), []).append(times[0])
@@ -147,7 +147,7 @@ def where_it_loses(
 def measured(
     name: str,
     instances: Sequence[Instance],
-    policies: Sequence[PlacementPolicy],
+    deciders: Sequence[PolicyDecider],
     *,
     num_seeds: int,
     num_samples: int = NUM_SAMPLES,
@@ -159,7 +159,7 @@ def measured(
     rule_I = np.array([instance.reference_s for instance in instances])
     rule_beats_optimum = float((rule_I < optimum_I * (1 - EXACT)).mean())
     optimum_I = np.minimum(optimum_I, rule_I) if against_rules else optimum_I
-    times = policy_times(policies, instances, num_samples, budgets)
+    times = policy_times(deciders, instances, num_samples, budgets)
     times |= searcher_times(instances, budgets, num_seeds)
     rows = compared(times, optimum_I)
     last = times["policy, samples, local search", max(budgets)] / optimum_I - 1
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["test-in"])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    policies, differ_in = policies_of(options.weights, options.seeds)
+    deciders, differ_in = deciders_of(options.weights, options.seeds)
     document = heading(
         "policy and 64 samples plan within 1 % of the optimum, with local search within 0.5 %",
         runs_differ_in=differ_in,
@@ -205,7 +205,7 @@ def main() -> None:
     document["sets"] = []
     for name in options.sets:
         instances = instances_of(name, options.cache, ready=options.ready, limit=options.limit)
-        document["sets"].append(measured(name, instances, policies, num_seeds=options.seeds))
+        document["sets"].append(measured(name, instances, deciders, num_seeds=options.seeds))
         write(document, options.output)
 
 

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from meshwright.agents.evaluation import play
-from meshwright.agents.planner import PRETRAINED
-from meshwright.agents.policy import OnInstances, PlacementPolicy
-from meshwright.agents.weights import load_policy, new_policy
+from meshwright.agents.planner import PRETRAINED, PolicyDecider
+from meshwright.agents.policy import OnInstances
+from meshwright.agents.weights import new_policy
 from meshwright.env.batched import BatchedPlacement
 from meshwright.env.compiled import compile_instances
 from meshwright.env.decode import Placed, best_of
@@ -27,10 +27,10 @@ from meshwright.solvers.reference import rule_time_s
 
 __all__ = [
     "add_options",
+    "deciders_of",
     "family_of",
     "instances_of",
     "optima_s",
-    "policies_of",
     "proposals",
     "write",
 ]
@@ -73,9 +73,12 @@ def instances_of(
     return found
 
 
-def policies_of(paths: Sequence[Path], num_seeds: int) -> tuple[list[PlacementPolicy], str]:
-    """One policy for each run, and what the runs differ in."""
-    found = [new_policy(seed=0) if path == UNTRAINED else load_policy(path)[0] for path in paths]
+def deciders_of(paths: Sequence[Path], num_seeds: int) -> tuple[list[PolicyDecider], str]:
+    """One decider for each run, and what the runs differ in."""
+    found = [
+        PolicyDecider(new_policy(seed=0)) if path == UNTRAINED else PolicyDecider.pretrained(path)
+        for path in paths
+    ]
     if len(found) > 1:
         return found, "training"
     return found * num_seeds, "sampling"
@@ -92,21 +95,25 @@ def family_of(instance: Instance) -> str:
 
 
 def proposals(
-    policy: PlacementPolicy, instances: Sequence[Instance], *, num_samples: int, seed: int
+    decider: PolicyDecider, instances: Sequence[Instance], *, num_samples: int, seed: int
 ) -> list[list[Placed]]:
-    """For each instance the greedy plan, then ``num_samples`` samples in the order drawn."""
+    """For each instance the greedy plan, then ``num_samples`` samples in the order drawn.
+
+    They are drawn at the temperature of the decider, as whoever plans draws them.
+    """
     found: list[list[Placed]] = []
     generator = torch.Generator().manual_seed(seed)
     for begin in range(0, len(instances), _COMPILED_AT_ONCE):
         part = instances[begin : begin + _COMPILED_AT_ONCE]
         compiled = compile_instances(part)
-        on_part = OnInstances(policy, [item.graph for item in part])
+        on_part = OnInstances(decider.policy, [item.graph for item in part])
         greedy = BatchedPlacement(compiled, len(part))
         play(on_part, greedy, np.arange(len(part)))
         plans: list[list[Any]] = [[placed] for placed in greedy.placed()]
         if num_samples:
             drawn = BatchedPlacement(compiled, len(part) * num_samples)
-            play(on_part, drawn, np.repeat(np.arange(len(part)), num_samples), generator)
+            numbers = np.repeat(np.arange(len(part)), num_samples)
+            play(on_part, drawn, numbers, generator, temperature=decider.temperature)
             for number, placed in enumerate(drawn.placed()):
                 plans[number // num_samples].append(placed)
         found += plans

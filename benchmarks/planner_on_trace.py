@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from benchmarks.heading import heading
 from benchmarks.intervals import difference, gap_figures, win_rates
-from benchmarks.planner_instances import policies_of, write
+from benchmarks.planner_instances import deciders_of, write
 from meshwright.agents.evaluation import Evaluation, Evaluator
 from meshwright.agents.imitation import ImitationConfig
-from meshwright.agents.planner import PRETRAINED
-from meshwright.agents.policy import OnInstances, PlacementPolicy
+from meshwright.agents.planner import PRETRAINED, PolicyDecider
+from meshwright.agents.policy import OnInstances
 from meshwright.agents.training import Training, TrainingSettings
 from meshwright.env.compiled import compile_instances
 from meshwright.env.generator import InstanceSpec
@@ -70,10 +70,11 @@ def _distinct(jobs: TracedJobs, most: int) -> Iterator[InstanceSpec]:
             yield spec
 
 
-def judged(policy: PlacementPolicy, instances: Sequence[Instance], seed: int) -> Evaluation:
-    """Gaps of a policy's plans."""
-    on_instances = OnInstances(policy, [item.graph for item in instances])
-    return Evaluator(compile_instances(instances)).evaluate(on_instances, seed=seed)
+def judged(decider: PolicyDecider, instances: Sequence[Instance], seed: int) -> Evaluation:
+    """Gaps of its policy's plans."""
+    on_instances = OnInstances(decider.policy, [item.graph for item in instances])
+    evaluator = Evaluator(compile_instances(instances), temperature=decider.temperature)
+    return evaluator.evaluate(on_instances, seed=seed)
 
 
 def tuned(
@@ -83,7 +84,7 @@ def tuned(
     validation: Sequence[Instance],
     folder: Path,
     iterations: int,
-) -> PlacementPolicy:
+) -> PolicyDecider:
     """The general policy trained further."""
     settings = TrainingSettings(
         seed=seed,
@@ -99,9 +100,9 @@ def tuned(
         validation,
         folder=folder,
         tracker=LocalTracker(folder / "log"),
-        start=policies_of([weights], 1)[0][0],
+        start=deciders_of([weights], 1)[0][0].policy,
     )
-    return run.run()
+    return PolicyDecider(run.run(), temperature=settings.sampling_temperature)
 
 
 def compared(general_SI: NDArray[Any], own_SI: NDArray[Any]) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def main() -> None:
     jobs = TracedJobs.from_store(options.store, max_gpus=options.max_gpus)
     maker = Maker(cache=options.cache, reference=rule_time_s)
     train, validation, test = jobs_of(jobs, maker, options.train, options.test)
-    general = policies_of([options.weights], 1)[0][0]
+    general = deciders_of([options.weights], 1)[0][0]
     before, after = [], []
     for seed in range(options.seeds):
         folder = options.runs / f"seed-{seed}"

@@ -24,9 +24,8 @@ import torch
 
 from benchmarks.heading import heading
 from benchmarks.intervals import interval
-from benchmarks.planner_instances import add_options, policies_of, write
+from benchmarks.planner_instances import add_options, deciders_of, write
 from meshwright.agents.planner import PolicyDecider
-from meshwright.agents.policy import PlacementPolicy
 from meshwright.cost.pricing import ANALYTIC, Pricing
 from meshwright.env.frozen import frozen_specs
 from meshwright.env.generator import InstanceSpec, context_of
@@ -68,11 +67,10 @@ def directions(names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
     return found + ([(members[0], tuple(members[1:]))] if len(members) > 1 else [])
 
 
-def chosen(context: SearchContext, policy: PlacementPolicy) -> tuple[Candidate, Candidate] | None:
+def chosen(context: SearchContext, decider: PolicyDecider) -> tuple[Candidate, Candidate] | None:
     """The agent's plan and that of the best rule; ``None`` where one has none that fits."""
-    agent = Guided(
-        PolicyDecider(policy, num_samples=_NUM_SAMPLES), max_evaluations=_EVALUATIONS
-    ).propose(context)
+    some = PolicyDecider(decider.policy, num_samples=_NUM_SAMPLES, temperature=decider.temperature)
+    agent = Guided(some, max_evaluations=_EVALUATIONS).propose(context)
     ruled = [one for rule in RULES for one in rule.propose(context).candidates]
     plans, rules = fitting(agent.candidates), fitting(ruled)
     return (plans[0], rules[0]) if plans and rules else None
@@ -90,7 +88,7 @@ def rows_of(
     specs: Sequence[InstanceSpec],
     programs: Programs,
     prices: Mapping[str, Pricing],
-    policy: PlacementPolicy,
+    decider: PolicyDecider,
     *,
     num_plans: int,
     report: Callable[[list[dict[str, Any]]], None],
@@ -107,7 +105,7 @@ def rows_of(
                     name: context_of(spec, programs, pricing=prices[name])
                     for name in (seen, *others)
                 }
-                pair = chosen(contexts[seen], policy)
+                pair = chosen(contexts[seen], decider)
                 if pair is None:
                     continue
                 gains = {
@@ -169,7 +167,7 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=50)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    policies, _ = policies_of(options.weights, 1)
+    deciders, _ = deciders_of(options.weights, 1)
     drawn = frozen_specs(options.set)
     # Twice as many as are wanted, for some have no plan; those of one model one after the other.
     specs = drawn[:: max(len(drawn) // (2 * options.plans), 1)][: 2 * options.plans]
@@ -194,7 +192,7 @@ def main() -> None:
         sorted(specs, key=lambda spec: spec.model.reference),
         Programs(Path(options.cache)),
         pricings(),
-        policies[0],
+        deciders[0],
         num_plans=options.plans,
         report=report,
     )

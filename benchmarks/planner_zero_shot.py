@@ -22,9 +22,8 @@ import torch
 
 from benchmarks.heading import heading
 from benchmarks.planner_gap import AFTER_SAMPLES, NUM_SAMPLES, measured
-from benchmarks.planner_instances import add_options, instances_of, policies_of, write
-from meshwright.agents.planner import sample_plans
-from meshwright.agents.policy import PlacementPolicy
+from benchmarks.planner_instances import add_options, deciders_of, instances_of, write
+from meshwright.agents.planner import PolicyDecider, sample_plans
 from meshwright.env.instance import Instance
 
 SETS = ("test-family", "test-gpu", "test-size-2x", "test-size-8x")
@@ -34,7 +33,7 @@ _TIMED = 40
 _SIDE = 1024
 
 
-def inference(policy: PlacementPolicy, instances: Sequence[Instance]) -> dict[str, Any]:
+def inference(decider: PolicyDecider, instances: Sequence[Instance]) -> dict[str, Any]:
     """Milliseconds of a greedy plan and of one with 64 samples, some instances each once."""
     matrix = torch.rand(_SIDE, _SIDE)
     chosen = instances[:: max(len(instances) // _TIMED, 1)]
@@ -46,7 +45,13 @@ def inference(policy: PlacementPolicy, instances: Sequence[Instance]) -> dict[st
         products.append(time.process_time() - start_s)
         for num_samples, values in found.items():
             start_s = time.process_time()
-            sample_plans(policy, instance, num_samples=num_samples, seed=0)
+            sample_plans(
+                decider.policy,
+                instance,
+                num_samples=num_samples,
+                seed=0,
+                temperature=decider.temperature,
+            )
             values.append(time.process_time() - start_s)
     product_s = float(np.median(products[1:]))
     return {
@@ -68,7 +73,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    policies, differ_in = policies_of(options.weights, options.seeds)
+    deciders, differ_in = deciders_of(options.weights, options.seeds)
     document = heading(
         "within 2 % of the best known on what was never trained on, 1 % after 50 evaluations, "
         "inference in 100 ms",
@@ -82,7 +87,7 @@ def main() -> None:
         found = measured(
             name,
             instances,
-            policies,
+            deciders,
             num_seeds=options.seeds,
             budgets=budgets,
             against_rules=True,
@@ -92,7 +97,7 @@ def main() -> None:
             f"{method}: mean {bar}": bool(means[method] is not None and means[method] <= bar)
             for method, bar in BARS.items()
         }
-        found["inference"] = inference(policies[0], instances)
+        found["inference"] = inference(deciders[0], instances)
         document["sets"].append(found)
         write(document, options.output)
 

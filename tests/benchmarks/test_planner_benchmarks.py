@@ -22,6 +22,7 @@ from benchmarks.planner_on_trace import compared, jobs_of, judged, tuned
 from benchmarks.planner_robustness import directions, summary
 from benchmarks.planner_zero_shot import inference
 from benchmarks.searchers import Lookups, Problem, available, best_by_budget
+from meshwright.agents.planner import PolicyDecider
 from meshwright.agents.weights import new_policy, save_policy
 from meshwright.env.batched import BatchedPlacement
 from meshwright.env.decode import best_of
@@ -121,7 +122,7 @@ def test_lookups_count_distinct_plans(instances: list[Instance]) -> None:
 
 def test_gaps_of_a_policy_and_all_searchers(instances: list[Instance]) -> None:
     found = measured(
-        "random", instances, [new_policy()] * 2, num_seeds=1, num_samples=8, budgets=(9, 100)
+        "random", instances, [PolicyDecider(new_policy())] * 2, num_seeds=1, num_samples=8, budgets=(9, 100)
     )
     rows = {(row["method"], row["evaluations"]): row for row in found["methods"]}
     policy = [rows["policy, greedy", 1], rows["policy, 8 samples", 9]]
@@ -136,7 +137,7 @@ def test_gaps_of_a_policy_and_all_searchers(instances: list[Instance]) -> None:
 
 
 def test_proposals_are_the_greedy_plan_and_samples(instances: list[Instance]) -> None:
-    policy = new_policy()
+    policy = PolicyDecider(new_policy())
     first = proposals(policy, instances, num_samples=5, seed=1)
     other = proposals(policy, instances, num_samples=5, seed=2)
 
@@ -146,13 +147,13 @@ def test_proposals_are_the_greedy_plan_and_samples(instances: list[Instance]) ->
 
 
 def test_inference_is_timed(instances: list[Instance]) -> None:
-    found = inference(new_policy(), instances)
+    found = inference(PolicyDecider(new_policy()), instances)
 
     assert 0 < found["0 samples"]["median_ms"] <= found["64 samples"]["worst_ms"]
 
 
 def test_curves_fall_and_name_where_they_lose(instances: list[Instance]) -> None:
-    found = curves([new_policy()], instances[:2], (8, 64), 1)
+    found = curves([PolicyDecider(new_policy())], instances[:2], (8, 64), 1)
     means = {(row["searcher"], row["evaluations"]): row["mean"] for row in found["rows"]}
 
     assert means["agent", 8] >= means["agent", 64] >= 0.0
@@ -264,13 +265,13 @@ def test_jobs_are_parted_and_weights_trained_further(
     weights = tmp_path / "general.safetensors"
     save_policy(new_policy(), weights, {})
     own = tuned(weights, 0, parts[0], parts[1], tmp_path / "run", 2)
-    before, after = judged(new_policy(), parts[2], 0), judged(own, parts[2], 0)
+    before, after = judged(PolicyDecider(new_policy()), parts[2], 0), judged(own, parts[2], 0)
 
     assert [["1", "2", "4"], ["5"], ["7", "8"]] == [[one.name for one in part] for part in parts]
     assert 2 == len(after.greedy_gap) == len(before.greedy_gap)
     moved = [
         not torch.equal(one, other)
-        for one, other in zip(own.parameters(), new_policy().parameters(), strict=True)
+        for one, other in zip(own.policy.parameters(), new_policy().parameters(), strict=True)
     ]
     assert any(moved)
 
