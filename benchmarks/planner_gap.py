@@ -199,7 +199,6 @@ def main() -> None:
         "policy and 64 samples plan within 1 % of the optimum, with local search within 0.5 %",
         runs_differ_in=differ_in,
         weights=[path.name for path in options.weights],
-        without=[] if "cma" in available() else ["cma: its library is not installed"],
         exact="the optimum of every instance is known: DP and exhaustive search have gap 0",
     )
     document["sets"] = []

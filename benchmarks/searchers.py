@@ -16,7 +16,6 @@ like those of an untrained policy.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -218,7 +217,7 @@ def _crossed(look: Lookups, one: Placed, other: Placed) -> Placed:
 
 
 def _cma(look: Lookups) -> None:
-    cma: Any = importlib.import_module("cma")  # a development dependency
+    cma: Any = importlib.import_module("cma")
 
     problem = look.problem
     num_sizes = problem.scaled.shape[1]
@@ -258,9 +257,8 @@ _BY_BUDGET = ("annealing", "genetic")
 
 
 def available() -> tuple[str, ...]:
-    """Names of the searchers; ``cma`` where its library is installed."""
-    has_cma = importlib.util.find_spec("cma") is not None
-    return (*(name for name in _SEARCHERS if name != "cma" or has_cma), "local")
+    """Names of the searchers."""
+    return (*_SEARCHERS, "local")
 
 
 def is_random(name: str) -> bool:

@@ -31,7 +31,7 @@ from meshwright.env.placement import MASKED_REWARD
 from meshwright.env.toys import random_instance, toy_instances
 from meshwright.space.search import SolveResult, SolveStatus
 
-NAMES = [name for name in available() if name != "cma"]
+NAMES = available()
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +94,17 @@ def test_wins_and_differences_are_paired() -> None:
 def test_searchers_find_the_optimum_with_enough_and_never_more(
     name: str, instances: list[Instance]
 ) -> None:
-    for instance in instances[:2]:
+    budgets = (4, 64, 200 if name == "cma" else 1000)  # its library is slow
+    for instance in instances[: 1 if name == "cma" else 2]:
         problem = Problem(instance)
-        times = best_by_budget(name, problem, (4, 64, 1000), seed=0)
+        times = best_by_budget(name, problem, budgets, seed=0)
         optimum_s = best_of(instance)[0]
 
         assert all(time_s >= optimum_s for time_s in times)
         assert list(times) == sorted(times, reverse=True) or name in ("annealing", "genetic")
-        if name not in ("glance", "local"):  # of plans alike for all groups; from one start
+        if name not in ("glance", "local", "cma"):  # of plans alike for all groups; from one start
             assert optimum_s * 1.05 >= times[-1]
-        again = best_by_budget(name, problem, (4, 64, 1000), seed=0)
+        again = best_by_budget(name, problem, budgets, seed=0)
         np.testing.assert_array_equal(times, again)
 
 
@@ -122,7 +123,12 @@ def test_lookups_count_distinct_plans(instances: list[Instance]) -> None:
 
 def test_gaps_of_a_policy_and_all_searchers(instances: list[Instance]) -> None:
     found = measured(
-        "random", instances, [PolicyDecider(new_policy())] * 2, num_seeds=1, num_samples=8, budgets=(9, 100)
+        "random",
+        instances,
+        [PolicyDecider(new_policy())] * 2,
+        num_seeds=1,
+        num_samples=8,
+        budgets=(9, 100),
     )
     rows = {(row["method"], row["evaluations"]): row for row in found["methods"]}
     policy = [rows["policy, greedy", 1], rows["policy, 8 samples", 9]]
