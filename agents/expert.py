@@ -7,6 +7,7 @@ local search; the decisions that lead to what it finds are the lesson. No optimu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,10 +15,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from meshwright.agents.evaluation import play
-from meshwright.agents.imitation import Lessons
+from meshwright.agents.imitation import Lessons, PlacementTeacher
 from meshwright.agents.local_search import Improved, improve
 from meshwright.agents.ppo import tensors
-from meshwright.env.batched import BatchedPlacement
 from meshwright.env.decode import Placed
 from meshwright.env.instance import DECISIONS, MAX_GROUPS, ROW_DECISIONS, Instance
 
@@ -36,37 +36,20 @@ def slots_of(instance: Instance, placed: Placed) -> NDArray[np.int64]:
     return slots
 
 
-class SearchTeacher:
+@dataclass(kw_only=True)
+class SearchTeacher(PlacementTeacher):
     """Teaches the best plans that samples and local search find."""
 
-    def __init__(
-        self,
-        environment: BatchedPlacement,
-        instances: Sequence[Instance],
-        *,
-        num_samples: int = 16,
-        max_evaluations: int = 256,
-    ) -> None:
-        """Nothing runs yet.
-
-        Args:
-            environment: over ``instances``, a whole number of ``num_samples`` environments.
-            instances: what it draws from.
-            num_samples: drawn of each instance.
-            max_evaluations: plans that the search for one instance may look up.
-        """
-        self.environment = environment
-        self.instances = instances
-        self.num_samples = num_samples
-        self.max_evaluations = max_evaluations
-        self.num_env_steps = 0
+    num_samples: int = 16
+    """Drawn of each instance; the environments are a whole number of as many."""
+    max_evaluations: int = 256
+    """Plans that the search for one instance may look up."""
 
     @torch.no_grad()
     def lessons(self, pupil: nn.Module, generator: torch.Generator) -> Lessons:
         """One path for each of some instances."""
         environment, size = self.environment, self.num_samples
-        seed = int(torch.randint(2**31, (1,), generator=generator))
-        drawn_B = np.asarray(environment.reset(seed=seed)["instance"])
+        drawn_B = np.asarray(self.begin(generator)["instance"])
         instance_G = drawn_B.reshape(-1, size)[:, 0].copy()
         play(pupil, environment, np.repeat(instance_G, size), generator)
         starts_B = environment.placed()
@@ -109,8 +92,4 @@ class SearchTeacher:
             is_valid_G = is_valid_G & ~step.terminated_B[::size]
             if not is_valid_G.any():
                 break
-        return Lessons(
-            observation={name: torch.cat([item[name] for item in rows]) for name in rows[0]},
-            target_NA=torch.cat(targets),
-            value_N=torch.cat(values),
-        )
+        return Lessons.joined(rows, targets, values)

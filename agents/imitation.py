@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from meshwright.agents.checkpoint import load_training, save_training
@@ -27,7 +28,15 @@ from meshwright.agents.ranks import average_gradients, rank_and_size
 from meshwright.env.batched import BatchedPlacement
 from meshwright.env.instance import Instance
 
-__all__ = ["ExactTeacher", "Imitation", "ImitationConfig", "Lessons", "Teacher", "soft_targets"]
+__all__ = [
+    "ExactTeacher",
+    "Imitation",
+    "ImitationConfig",
+    "Lessons",
+    "PlacementTeacher",
+    "Teacher",
+    "soft_targets",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +67,21 @@ class Lessons:
     value_N: Tensor
     """Best return to be had; NaN where it is not known."""
 
+    @classmethod
+    def joined(
+        cls,
+        observations: Sequence[Mapping[str, Tensor]],
+        targets: Sequence[Tensor],
+        values: Sequence[Tensor],
+    ) -> Self:
+        """Those of several steps as one."""
+        names = observations[0]
+        return cls(
+            observation={name: torch.cat([item[name] for item in observations]) for name in names},
+            target_NA=torch.cat([*targets]),
+            value_N=torch.cat([*values]),
+        )
+
     def __len__(self) -> int:
         """N."""
         return len(self.value_N)
@@ -79,38 +103,38 @@ def soft_targets(time_BA: Tensor, temperature: float) -> Tensor:
     return torch.softmax(-time_BA.double().log() / temperature, dim=-1).float()
 
 
-class ExactTeacher:
+@dataclass
+class PlacementTeacher:
+    """What teachers have in common that play in the environment."""
+
+    environment: BatchedPlacement
+    """Over ``instances``."""
+    instances: Sequence[Instance]
+    """What lessons are drawn from."""
+    num_env_steps: int = field(default=0, init=False)
+    """See ``Teacher``."""
+
+    def begin(self, generator: torch.Generator) -> Mapping[str, NDArray[Any]]:
+        """First observations of new episodes on drawn instances."""
+        return self.environment.reset(seed=int(torch.randint(2**31, (1,), generator=generator)))
+
+
+@dataclass(kw_only=True)
+class ExactTeacher(PlacementTeacher):
     """Teaches from the least time that each candidate can still reach."""
 
-    def __init__(
-        self,
-        environment: BatchedPlacement,
-        instances: Sequence[Instance],
-        *,
-        temperature: float = 0.02,
-        optimal_fraction: float = 0.25,
-    ) -> None:
-        """Nothing runs yet.
-
-        Args:
-            environment: over ``instances``.
-            instances: what it draws from.
-            temperature: of the targets, in units of relative time: 0.01 is one percent.
-            optimal_fraction: of the environments, that follow the teacher; the pupil leads the
-                others.
-        """
-        self.environment = environment
-        self.temperature = temperature
-        self.num_led = round((1 - optimal_fraction) * environment.num_envs)
-        self.log_reference_I = torch.tensor([math.log(item.reference_s) for item in instances])
-        self.num_env_steps = 0
+    temperature: float = 0.02
+    """Of the targets, in units of relative time: 0.01 is one percent."""
+    optimal_fraction: float = 0.25
+    """Of the environments, that follow the teacher; the pupil leads the others."""
 
     @torch.no_grad()
     def lessons(self, pupil: nn.Module, generator: torch.Generator) -> Lessons:
         """One episode in every environment."""
         environment = self.environment
-        seed = int(torch.randint(2**31, (1,), generator=generator))
-        observation = tensors(environment.reset(seed=seed))
+        led = slice(0, round((1 - self.optimal_fraction) * environment.num_envs))
+        log_reference_I = torch.tensor([math.log(item.reference_s) for item in self.instances])
+        observation = tensors(self.begin(generator))
         valid_B = torch.ones(environment.num_envs, dtype=torch.bool)
         found: list[dict[str, Tensor]] = []
         targets: list[Tensor] = []
@@ -120,14 +144,13 @@ class ExactTeacher:
             time_BA = torch.where(valid_B.unsqueeze(-1), time_BA, torch.ones_like(time_BA))
             target_BA = soft_targets(time_BA, self.temperature)
             probability_BA = target_BA.clone()
-            led = slice(0, self.num_led)
             logits_BA, _ = pupil({name: item[led] for name, item in observation.items()})
             mask_BA = observation["action_mask"][led]
             probability_BA[led] = MaskedCategorical(logits_BA, mask_BA).log_probability_BA.exp()
             found.append({name: item[valid_B] for name, item in observation.items()})
             targets.append(target_BA[valid_B])
             log_best_B = time_BA.min(dim=-1).values.log()
-            value_B = self.log_reference_I[observation["instance"]] - log_best_B
+            value_B = log_reference_I[observation["instance"]] - log_best_B
             values.append(value_B[valid_B].float())
             self.num_env_steps += int(valid_B.sum())
             drawn_B = torch.multinomial(probability_BA, 1, generator=generator).squeeze(-1)
@@ -137,11 +160,7 @@ class ExactTeacher:
             valid_B = valid_B & ~torch.from_numpy(step.terminated_B)
             if not valid_B.any():
                 break
-        return Lessons(
-            observation={name: torch.cat([item[name] for item in found]) for name in found[0]},
-            target_NA=torch.cat(targets),
-            value_N=torch.cat(values),
-        )
+        return Lessons.joined(found, targets, values)
 
 
 class Imitation:

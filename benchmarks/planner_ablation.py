@@ -5,7 +5,8 @@
 Short trainings of equal length (iterations of imitation and PPO together, equally many
 environments), one part changed at a time:
 
-    whole           imitation, then PPO with a group baseline, masks, randomized prices, graph
+    whole           imitation, then PPO with a group baseline whose best return counts (MEX, as
+                    ships), masks, randomized prices, graph
     mask off        every candidate may be taken; one that leaves nothing that fits ends the
                     episode with a fixed penalty (decisions with one answer are still not asked)
     imitation off   PPO for all iterations
@@ -13,7 +14,7 @@ environments), one part changed at a time:
     group off       a learned value as baseline, one rollout of an instance
     randomization off
     mlp             the encoder sends no messages over the graph
-    mex             the best return of a group counts, not the mean
+    mex off         the mean return of a group is the baseline
 
 Gaps to the optimum on the frozen validation set: greedy, and the best of 64 samples. ``mask off``
 is judged with masks, as every policy is used; how many of its greedy plans would not fit without
@@ -128,7 +129,7 @@ def variants(iterations: int = ITERATIONS, num_envs: int = NUM_ENVS) -> dict[str
         "group off": with_ppo(baseline="value", group_size=1),
         "randomization off": Variant(settings=replace(whole, randomization=0.0)),
         "mlp": Variant(settings=replace(whole, encoder="mlp")),
-        "mex": with_ppo(baseline="best"),
+        "mex off": with_ppo(baseline="group"),
     }
 
 

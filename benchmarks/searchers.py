@@ -47,7 +47,7 @@ _KINDS = tuple(
         ("dp", "dp_shard", "zero_stage"),
     )
 )
-"""Rows are near one another where two of these differ at most, as in ``agents.local_search``."""
+"""Rows are near one another where two of these differ at most."""
 
 _HOTTEST, _COLDEST = 0.03, 0.001
 _SHARE_OF_STARTS = 0.25

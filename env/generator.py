@@ -1,8 +1,9 @@
 """What instances are drawn from: splits, and specifications that a seed and a split give.
 
 A split has a list of models, drawn once from its own seed, and draws clusters for them, so that
-capturing a model serves many instances. What is tested on is not trained on: no model, and in some
-splits no family, no device type and no cluster of that size.
+capturing a model serves many instances. What is tested on is not trained on, nor are weights chosen
+by it: no model, whatever its batch, and in some splits no family, no device type and no cluster of
+that size.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from meshwright.space.search import SearchContext
 
 __all__ = ["SPLITS", "InstanceSpec", "Split", "context_of", "draw", "models_of"]
 
-_TRAINING, _EVERYTHING = "train", "any"
+_TRAINING, _VALIDATION, _EVERYTHING = "train", "validation", "any"
 TRAINING_DEVICES = 64
 """Clusters are trained on up to this size."""
 
@@ -63,6 +64,8 @@ class Split:
     sizes: tuple[int, int] = (1, TRAINING_DEVICES)
     """Least and greatest number of devices."""
     num_models: int
+    in_turn: bool = False
+    """Its models are of the families by turns, not of families drawn."""
     max_rows: tuple[int, ...] = (48, 64, 96, 128, 192)
     """Rows of an instance at most: one of these, each as likely."""
     max_plans: int = 1024
@@ -71,12 +74,13 @@ class Split:
 
 _EVERY = (
     Split(name=_TRAINING, num_models=96),
-    Split(name="validation", num_models=20),
+    Split(name=_VALIDATION, num_models=20),
     Split(name="test-in", num_models=24, max_rows=(192,)),
     Split(
         name="test-family",
         families=("t5", "t5", *HELD_OUT_FAMILIES),  # only the sizes of T5 are drawn
         num_models=16,
+        in_turn=True,
         max_rows=(192,),
     ),
     Split(name="test-gpu", devices=HELD_OUT_DEVICES, num_models=16, max_rows=(192,)),
@@ -132,17 +136,34 @@ def split_of(name: str) -> Split:
 
 @lru_cache(maxsize=4096)
 def model_of(split: Split, number: int) -> ModelSpec:
-    """One of the models of ``split``; of a split that tests, one that is not trained on."""
+    """One of the models of ``split``.
+
+    One that validates is not trained on; one that tests differs from both in more than its batch.
+    """
     rng = np.random.default_rng((zlib.crc32(split.name.encode()), number, 1))
-    model = draw_model(rng, split.families)
-    while split.name not in (_TRAINING, _EVERYTHING) and model in _trained_models():
-        model = draw_model(rng, split.families)
-    return model
+    families = split.families
+    if split.in_turn:
+        families = (families[number % len(families)],)
+    while True:
+        model = draw_model(rng, families)
+        if split.name in (_TRAINING, _EVERYTHING):
+            return model
+        if split.name == _VALIDATION and model not in _models(_TRAINING):
+            return model
+        if split.name != _VALIDATION and model.reference not in _seen_references():
+            return model
 
 
 @cache
-def _trained_models() -> frozenset[ModelSpec]:
-    return frozenset(models_of(SPLITS[_TRAINING]))
+def _models(name: str) -> frozenset[ModelSpec]:
+    return frozenset(models_of(SPLITS[name]))
+
+
+@cache
+def _seen_references() -> frozenset[str]:
+    return frozenset(
+        model.reference for name in (_TRAINING, _VALIDATION) for model in _models(name)
+    )
 
 
 def models_of(split: Split) -> tuple[ModelSpec, ...]:

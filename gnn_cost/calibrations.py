@@ -10,8 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import msgspec
+from typing import ClassVar
 
 from meshwright.cost.pricing import Pricing
 from meshwright.errors import BadRequest, PlannerError
@@ -21,14 +20,8 @@ from meshwright.gnn_cost.calibrate import (
     CorrectedOperators,
     Offsets,
 )
-from meshwright.strict_json import (
-    FieldError,
-    convert,
-    dump_json,
-    load_json,
-    read_source,
-    write_text_atomically,
-)
+from meshwright.gnn_cost.document import Document
+from meshwright.strict_json import FieldError, dump_json
 from meshwright.tracking import DataSource, bytes_sha256
 
 __all__ = [
@@ -37,19 +30,18 @@ __all__ = [
     "Found",
     "calibrated",
     "load_calibrations",
-    "read_calibration_of_device",
     "write_calibration_of_device",
 ]
 
-_SCHEMA_VERSION = 1
 CALIBRATIONS_NAME = "calibrations"
 """Folder beside the weights."""
 
 
-class DeviceCalibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DeviceCalibration(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Offsets of one device, and where they come from."""
 
-    schema_version: int = _SCHEMA_VERSION
+    what: ClassVar[str] = "calibration"
+
     device: str
     """By the catalog's name."""
     pricing_sha256: str
@@ -68,11 +60,7 @@ class DeviceCalibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     data: list[DataSource]
 
     def __post_init__(self) -> None:
-        if self.schema_version != _SCHEMA_VERSION:
-            raise FieldError(
-                "schema_version",
-                f"is {self.schema_version}, this Meshwright reads {_SCHEMA_VERSION}",
-            )
+        super().__post_init__()
         for name, value in self.offsets.items():
             if not abs(value) <= MAX_OFFSET:
                 raise FieldError("offsets", f"holds {value} for {name!r}; at most {MAX_OFFSET:.3f}")
@@ -109,19 +97,8 @@ def write_calibration_of_device(calibration: DeviceCalibration, weights: Path) -
         raise BadRequest(f"{folder}: cannot make the folder: {error.strerror}") from error
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", calibration.device)
     path = folder / f"{safe.lstrip('.')}.json"
-    write_text_atomically(dump_json(calibration), path)
+    calibration.write_to(path)
     return path
-
-
-def read_calibration_of_device(path: Path) -> DeviceCalibration:
-    """The calibration in a file.
-
-    Raises:
-        BadRequest: it cannot be read, or is none.
-    """
-    data, name = read_source(path, error=BadRequest, what="calibration")
-    value = load_json(data, error=BadRequest, name=name)
-    return convert(value, DeviceCalibration, error=BadRequest, name=name)
 
 
 def load_calibrations(weights: Path, *, pricing_sha256: str) -> Found:
@@ -130,7 +107,7 @@ def load_calibrations(weights: Path, *, pricing_sha256: str) -> Found:
     problems: list[str] = []
     for path in sorted((weights / CALIBRATIONS_NAME).glob("*.json")):
         try:
-            one = read_calibration_of_device(path)
+            one = DeviceCalibration.read(path)
         except PlannerError as error:
             problems.append(str(error))
             continue

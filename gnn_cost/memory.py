@@ -8,26 +8,17 @@ says with it whether the 99th percentile fits.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 
 from meshwright.cost.pricing import MemoryMargin
-from meshwright.errors import BadRequest
-from meshwright.strict_json import (
-    FieldError,
-    convert,
-    dump_json,
-    load_json,
-    read_source,
-    write_text_atomically,
-)
+from meshwright.gnn_cost.document import Document
 from meshwright.tracking import DataSource
 
 __all__ = ["MEMORY_NAME", "MemoryFigures", "SourceMargin", "read_memory"]
 
 MEMORY_NAME = "memory.json"
-_SCHEMA_VERSION = 1
 
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Share = Annotated[float, msgspec.Meta(ge=0, le=10)]
@@ -44,10 +35,11 @@ class SourceMargin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     configurations: _Count
 
 
-class MemoryFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MemoryFigures(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the file holds."""
 
-    schema_version: int = _SCHEMA_VERSION
+    what: ClassVar[str] = "memory figures"
+
     level: Annotated[float, msgspec.Meta(gt=0, lt=1)]
     """Of the quantile."""
     margin: _Share
@@ -55,20 +47,13 @@ class MemoryFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     within_left_out: Annotated[float, msgspec.Meta(ge=0, le=1)]
     """Share of runs within the margin that was learned without their configuration."""
     sources: Annotated[dict[str, SourceMargin], msgspec.Meta(min_length=1)]
-    data: list[DataSource] = []
-    licenses: dict[str, str] = {}
+    data: list[DataSource] = msgspec.field(default_factory=list)
+    licenses: dict[str, str] = msgspec.field(default_factory=dict)
     """By ``source`` of the rows; what was not told is absent."""
-
-    def __post_init__(self) -> None:
-        if self.schema_version != _SCHEMA_VERSION:
-            raise FieldError(
-                "schema_version",
-                f"is {self.schema_version}, this Meshwright reads {_SCHEMA_VERSION}",
-            )
 
     def write(self, folder: Path) -> None:
         """Write it into the folder of a fit."""
-        write_text_atomically(dump_json(self), folder / MEMORY_NAME)
+        self.write_to(folder / MEMORY_NAME)
 
 
 def read_memory(path: Path) -> MemoryMargin:
@@ -77,10 +62,7 @@ def read_memory(path: Path) -> MemoryMargin:
     Raises:
         BadRequest: it cannot be read, or does not follow the form.
     """
-    data, name = read_source(path, error=BadRequest, what="memory figures")
-    form = convert(
-        load_json(data, error=BadRequest, name=name), MemoryFigures, error=BadRequest, name=name
-    )
+    form = MemoryFigures.read(path)
     return MemoryMargin(
         level=form.level,
         margin=form.margin,

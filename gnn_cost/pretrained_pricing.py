@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -29,18 +29,11 @@ from meshwright.cost.pricing import ANALYTIC, ANALYTIC_INTERVAL, Pricing, StepCo
 from meshwright.errors import BadRequest
 from meshwright.gnn_cost.calibrations import calibrated, load_calibrations
 from meshwright.gnn_cost.collectives import LearnedCollectives, load_collectives
+from meshwright.gnn_cost.document import Document
 from meshwright.gnn_cost.memory import MEMORY_NAME, read_memory
 from meshwright.gnn_cost.predictor import load_operators
 from meshwright.gnn_cost.steps.document import LazySteps, StepsDocument
-from meshwright.strict_json import (
-    FieldError,
-    JsonValue,
-    convert,
-    dump_json,
-    load_json,
-    read_source,
-    write_text_atomically,
-)
+from meshwright.strict_json import JsonValue, load_json, one_line, read_source
 from meshwright.tracking import DataSource
 
 __all__ = [
@@ -56,13 +49,13 @@ __all__ = [
 
 STEPS_NAME = "steps.json"
 _OPERATORS, _COLLECTIVES, _CARD = "operators.safetensors", "collectives.json", "card.json"
-_SCHEMA_VERSION = 1
 
 
-class StepFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StepFigures(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What ``steps.json`` holds."""
 
-    schema_version: int = _SCHEMA_VERSION
+    what: ClassVar[str] = "step figures"
+
     calibration: dict[str, Any]
     """``Calibration.to_json``."""
     interval: tuple[
@@ -74,21 +67,14 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     made_with: str = ""
     """``Pricing.sha256`` of the prices it corrects (``with_steps=False``); to others it does not
     apply. Empty: they stand beside it in the folder of one fit."""
-    data: list[DataSource] = []
+    data: list[DataSource] = msgspec.field(default_factory=list)
     """What all of it was learned from."""
-    licenses: dict[str, str] = {}
+    licenses: dict[str, str] = msgspec.field(default_factory=dict)
     """By ``source`` of the rows; what was not told is absent."""
-
-    def __post_init__(self) -> None:
-        if self.schema_version != _SCHEMA_VERSION:
-            raise FieldError(
-                "schema_version",
-                f"is {self.schema_version}, this Meshwright reads {_SCHEMA_VERSION}",
-            )
 
     def write(self, folder: Path) -> None:
         """Write ``steps.json`` into the folder of a fit."""
-        write_text_atomically(dump_json(self), folder / STEPS_NAME)
+        self.write_to(folder / STEPS_NAME)
 
 
 def read_step_figures(
@@ -101,13 +87,11 @@ def read_step_figures(
     Raises:
         BadRequest: it cannot be read, or does not follow the form.
     """
-    data, name = read_source(path, error=BadRequest, what="step figures")
-    form = convert(
-        load_json(data, error=BadRequest, name=name), StepFigures, error=BadRequest, name=name
-    )
+    form = StepFigures.read(path)
     is_made_for = not form.made_with or form.made_with == parts_sha256
     steps = LazySteps(form.correction) if form.correction is not None and is_made_for else None
-    return Calibration.from_json(form.calibration, where=name), form.interval, steps
+    calibration = Calibration.from_json(form.calibration, where=one_line(str(path)))
+    return calibration, form.interval, steps
 
 
 def pretrained_folder() -> Path:

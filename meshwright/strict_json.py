@@ -28,6 +28,7 @@ __all__ = [
     "MAX_FILE_BYTES",
     "FieldError",
     "JsonValue",
+    "check_schema_version",
     "convert",
     "dump_json",
     "key_path",
@@ -66,6 +67,16 @@ class FieldError(ValueError):
         super().__init__(f"{key} {problem}")
         self.key = key
         self.problem = problem
+
+
+def check_schema_version(found: int, known: int) -> None:
+    """For the ``__post_init__`` of what files hold.
+
+    Raises:
+        FieldError: the file was written in another form than the one known.
+    """
+    if found != known:
+        raise FieldError("schema_version", f"is {found}, this Meshwright reads {known}")
 
 
 class _Refused:

@@ -7,7 +7,6 @@ beforehand, so that near-duplicates of one size cannot stand on both sides.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +14,11 @@ from numpy.typing import NDArray
 from meshwright.cost.collectives import alternatives
 from meshwright.gnn_cost.collectives.model import LinkClass, kind_of
 from meshwright.gnn_cost.collectives.samples import CollectiveSamples
+from meshwright.gnn_cost.held_out import Split
 
 __all__ = ["SYSTEMS", "Split", "analytic_time_s", "family_labels", "splits"]
 
 FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 SYSTEMS: Mapping[str, tuple[str, ...]] = {
     "a100": ("a100_sxm_80gb", "unknown_a100_like"),
@@ -31,19 +30,6 @@ SYSTEMS: Mapping[str, tuple[str, ...]] = {
     "l40s": ("l40s",),
 }
 """GPUs, as tables name them, that are left out together; the two Blackwell parts also both."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """What is held out of N measurements."""
-
-    kind: str
-    """``size``, ``largest_size``, ``group_size`` or ``system``."""
-    name: str
-    test: BoolArray
-    """(N,)"""
-    train: BoolArray
-    """(N,)"""
 
 
 def family_labels(samples: CollectiveSamples) -> NDArray[np.str_]:
@@ -67,7 +53,10 @@ def analytic_time_s(samples: CollectiveSamples) -> FloatArray:
 
 
 def splits(samples: CollectiveSamples) -> Iterator[Split]:
-    """Every way of holding out that is reported."""
+    """Every way of holding out that is reported.
+
+    Of kind ``size``, ``largest_size``, ``group_size`` or ``system``.
+    """
     octave = np.floor(np.log2(samples.num_bytes)).astype(np.int64)
     for rest in range(3):
         test = octave % 3 == rest

@@ -12,7 +12,8 @@ from meshwright.gnn_cost.collectives.fit import fit_constants, predicted_time_s
 from meshwright.gnn_cost.collectives.model import LinkClass
 from meshwright.gnn_cost.collectives.pricer import CollectiveModel, Range
 from meshwright.gnn_cost.collectives.samples import CollectiveSamples, thinned
-from meshwright.gnn_cost.collectives.splits import Split, analytic_time_s, family_labels, splits
+from meshwright.gnn_cost.collectives.splits import analytic_time_s, family_labels, splits
+from meshwright.gnn_cost.held_out import Split
 
 __all__ = ["INTERVAL_QUANTILE", "fit_collectives", "half_width"]
 

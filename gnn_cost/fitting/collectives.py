@@ -23,7 +23,7 @@ from meshwright.gnn_cost.collectives.samples import (
     samples_from_table,
     thinned,
 )
-from meshwright.gnn_cost.collectives.splits import Split, splits
+from meshwright.gnn_cost.collectives.splits import splits
 from meshwright.gnn_cost.collectives.training import fit_collectives
 from meshwright.gnn_cost.fitting.cards import part_card
 from meshwright.gnn_cost.fitting.parts import (
@@ -33,6 +33,7 @@ from meshwright.gnn_cost.fitting.parts import (
     SplitError,
     WorstCases,
 )
+from meshwright.gnn_cost.held_out import Split
 from meshwright.records import Kind, Record
 from meshwright.strict_json import JsonValue
 

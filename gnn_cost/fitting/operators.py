@@ -47,7 +47,7 @@ from meshwright.gnn_cost.training import EpochMetrics, TrainingSettings
 from meshwright.records import Kind
 from meshwright.strict_json import JsonValue
 
-__all__ = ["OperatorsPart", "joined_graphs", "read_graphs", "split_errors"]
+__all__ = ["OperatorsPart", "graphs_of", "joined_graphs", "read_graphs", "split_errors"]
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -178,6 +178,22 @@ def read_graphs(data: FitData) -> tuple[MeasuredGraphs, dict[str, int]]:
     Raises:
         BadRequest: a table cannot be read, or no row is left.
     """
+    graphs, dropped = graphs_of(data)
+    if graphs is None:
+        said = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
+        hint = "; say by --cluster what the records were measured on" if data.records else ""
+        raise BadRequest(
+            f"operators: no row teaches anything: {said or 'the tables are empty'}{hint}"
+        )
+    return graphs, dropped
+
+
+def graphs_of(data: FitData) -> tuple[MeasuredGraphs | None, dict[str, int]]:
+    """As ``read_graphs``, with None where no row is left.
+
+    Raises:
+        BadRequest: a table cannot be read.
+    """
     found: list[OperatorSamples] = []
     for path in data.operators:
         found.append(measured_operators(read_operator_table(path)))
@@ -188,14 +204,7 @@ def read_graphs(data: FitData) -> tuple[MeasuredGraphs, dict[str, int]]:
     for samples in found:
         for reason, count in samples.dropped.items():
             dropped[reason] = dropped.get(reason, 0) + count
-    graphs = joined_graphs([samples.graphs for samples in found if samples.graphs.count])
-    if graphs is None:
-        said = ", ".join(f"{reason} ({count})" for reason, count in dropped.items())
-        hint = "; say by --cluster what the records were measured on" if data.records else ""
-        raise BadRequest(
-            f"operators: no row teaches anything: {said or 'the tables are empty'}{hint}"
-        )
-    return graphs, dropped
+    return joined_graphs([samples.graphs for samples in found if samples.graphs.count]), dropped
 
 
 def _finder(cluster: Cluster | None) -> Callable[[str], Device | None]:

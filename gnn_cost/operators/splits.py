@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meshwright.cluster.model import Device
 from meshwright.cost.work import OperatorWork
+from meshwright.gnn_cost.held_out import BoolArray, Split
 from meshwright.gnn_cost.samples import MeasuredGraphs
 
 __all__ = [
@@ -24,21 +25,9 @@ __all__ = [
     "with_rest",
 ]
 
-BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
 
 _SIBLING_RATIO = 1.15
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """What is fitted on, and what is judged by."""
-
-    name: str
-    train: BoolArray
-    """(G,)"""
-    test: BoolArray
-    """(G,); a graph may be in neither."""
 
 
 def take(graphs: MeasuredGraphs, chosen: BoolArray | IntArray) -> MeasuredGraphs:

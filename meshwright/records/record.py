@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from meshwright.records.kinds import KINDS, Kind, KindKeys
-from meshwright.strict_json import FieldError
+from meshwright.strict_json import FieldError, check_schema_version
 
 __all__ = [
     "RECORD_SCHEMA_VERSION",
@@ -138,11 +138,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What identifies the measurement: shapes, dtype, degrees... by the keys of its kind."""
 
     def __post_init__(self) -> None:
-        if self.schema_version != RECORD_SCHEMA_VERSION:
-            raise FieldError(
-                "schema_version",
-                f"is {self.schema_version}, this Meshwright reads {RECORD_SCHEMA_VERSION}",
-            )
+        check_schema_version(self.schema_version, RECORD_SCHEMA_VERSION)
         if not (math.isfinite(self.median) and self.p10 <= self.median <= self.p90):
             raise FieldError("median", f"{self.median} is not between {self.p10} and {self.p90}")
         if not (math.isfinite(self.p10) and math.isfinite(self.p90)):

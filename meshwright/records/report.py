@@ -14,7 +14,14 @@ from meshwright.errors import BadRequest, PlannerError
 from meshwright.records.kinds import Kind
 from meshwright.records.record import Machine, Record, Scalar, Software, Timing
 from meshwright.records.writing import make_record
-from meshwright.strict_json import FieldError, convert, dump_json, load_json, read_source
+from meshwright.strict_json import (
+    FieldError,
+    check_schema_version,
+    convert,
+    dump_json,
+    load_json,
+    read_source,
+)
 
 __all__ = [
     "REPORT_SCHEMA_VERSION",
@@ -111,11 +118,7 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     measured_utc: str
 
     def __post_init__(self) -> None:
-        if self.schema_version != REPORT_SCHEMA_VERSION:
-            raise FieldError(
-                "schema_version",
-                f"is {self.schema_version}, this Meshwright reads {REPORT_SCHEMA_VERSION}",
-            )
+        check_schema_version(self.schema_version, REPORT_SCHEMA_VERSION)
         ranks = [item.rank for item in self.memory]
         if ranks != list(range(len(ranks))):
             raise FieldError("memory", f"must have ranks 0, 1, ... in order, got {ranks[:8]}")

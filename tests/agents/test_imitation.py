@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from meshwright.agents.evaluation import Evaluator
 from meshwright.agents.expert import SearchTeacher, slots_of
 from meshwright.agents.imitation import ExactTeacher, Imitation, ImitationConfig, soft_targets
-from meshwright.agents.local_search import improve
 from meshwright.agents.policy import OnInstances
 from meshwright.agents.weights import new_policy
 from meshwright.env.batched import BatchedPlacement
 from meshwright.env.compiled import compile_instances
-from meshwright.env.decode import Placed, best_of
+from meshwright.env.decode import best_of
 from meshwright.env.instance import Instance
-from meshwright.env.toys import random_instance, toy_instances, toys
+from meshwright.env.toys import random_instance, toy_instances
 
 TOYS = toy_instances()
 
@@ -116,29 +113,6 @@ def test_the_slots_of_a_plan_lead_to_it() -> None:
         observation = dict(environment.step(np.where(is_done, 0, chosen)).observation)
 
     assert plans == environment.placed()
-
-
-def test_local_search_finds_the_optima_of_the_toys() -> None:
-    """From any plan that there is; but the trap's only from its own row."""
-    for instance, best in toys():
-        num_plans = len(instance.rows) * int(np.prod(instance.room_shape))
-        for row, *where in product(range(len(instance.rows)), *map(range, instance.room_shape)):
-            start = Placed(row=row, variants=tuple(where[:-1]), cut=where[-1])
-            found = improve(instance, [start], max_evaluations=10_000)
-
-            assert found.evaluations <= num_plans
-            assert best == found.placed or (instance.name == "trap" and row != best.row)
-
-
-@pytest.mark.parametrize("max_evaluations", [1, 7, 40])
-def test_local_search_keeps_to_its_evaluations(max_evaluations: int) -> None:
-    instance = drawn(1, seed=5)[0]
-    start = Placed(row=0, variants=(0,) * instance.num_groups, cut=0)
-    found = improve(instance, [start, start], max_evaluations=max_evaluations)
-    time_s = float(instance.rooms.open(0).time_s[(*start.variants, 0)])
-
-    assert found.evaluations <= max_evaluations
-    assert found.time_s <= time_s
 
 
 def test_expert_lessons_lead_to_plans_no_slower_than_the_samples() -> None:

@@ -1,4 +1,8 @@
-"""Rollouts and sweeps on a local Ray cluster, where Ray is installed."""
+"""Rollouts and sweeps on a local Ray cluster, where Ray is installed.
+
+Nearly all the time goes into what worker processes import. So there are few of them, on one cluster
+of two CPUs, and this file imports no PyG, which brings half of PyTorch with it.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,31 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from meshwright.agents.policy import OnInstances
 from meshwright.agents.ppo import PPO, PPOConfig
 from meshwright.agents.ray_workers import RayPPO, concatenated, ray_session, sweep
-from meshwright.agents.weights import new_policy
 from meshwright.env.batched import BatchedPlacement
+from meshwright.env.instance import MAX_CANDIDATES
+from meshwright.env.observation import NUM_STATE
 from meshwright.env.toys import toy_instances
 from meshwright.errors import BadRequest
 
 TOYS = toy_instances()
+
+
+class Linear(nn.Module):
+    """A logit for every candidate, and the value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_STATE, MAX_CANDIDATES + 1)
+        nn.init.zeros_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, observation: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        found = self.layer(observation["state"])
+        return found[:, :-1], found[:, -1]
 
 
 def made(seed: int = 0) -> PPO:
@@ -30,8 +49,7 @@ def made(seed: int = 0) -> PPO:
         num_epochs=1,
         seed=seed,
     )
-    policy = OnInstances(new_policy(hidden=8), [item.graph for item in TOYS])
-    return PPO(policy, environment, config, num_iterations=4)
+    return PPO(Linear(), environment, config, num_iterations=4)
 
 
 def test_rollouts_are_joined_in_order() -> None:
@@ -57,33 +75,6 @@ def session() -> Iterator[None]:
         yield
 
 
-def weights(ppo: PPO) -> torch.Tensor:
-    return torch.cat([item.flatten() for item in ppo.policy.state_dict().values()])
-
-
-@pytest.mark.slow
-@pytest.mark.dist
-@pytest.mark.usefixtures("session")
-def test_workers_play_and_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    whole = RayPPO(made(), made, num_workers=2)
-    alone = made().collect()[0]
-    steps = [whole.train_iteration() for _ in range(2)]
-    whole.save(tmp_path / "half.safetensors")
-    whole.train_iteration()
-    whole.close()
-    second = RayPPO(made(), made, num_workers=2)
-    second.load(tmp_path / "half.safetensors")
-    second.train_iteration()
-    second.close()
-
-    with pytest.raises(BadRequest, match="99 workers need as many CPUs; the cluster has 2"):
-        RayPPO(made(), made, num_workers=99)
-    assert steps[0].num_env_steps > 1.5 * len(alone.action_N)
-    assert 3 == whole.iteration == second.iteration
-    assert torch.equal(weights(whole.ppo), weights(second.ppo))
-    assert steps[0].metrics["first_ratio_error"] < 1e-5
-
-
 @pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.usefixtures("session")
@@ -97,3 +88,34 @@ def test_a_sweep_answers_in_order_and_survives_what_fails() -> None:
 
     assert [{"gap": 1.0}, None, {"gap": 9.0}] == [one.figures for one in found]
     assert ["", "x is 2; take another", ""] == [one.problem for one in found]
+
+
+def weights(ppo: PPO) -> torch.Tensor:
+    return torch.cat([item.flatten() for item in ppo.policy.state_dict().values()])
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.usefixtures("session")
+def test_workers_play_and_a_run_taken_up_again_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Taken up by workers that have played on since: what they played must not matter."""
+    whole = RayPPO(made(), made, num_workers=2)
+    alone = made().collect()[0]
+    steps = [whole.train_iteration() for _ in range(2)]
+    half = weights(whole.ppo)
+    whole.save(tmp_path / "half.safetensors")
+    whole.train_iteration()
+    expected = weights(whole.ppo)
+    whole.load(tmp_path / "half.safetensors")
+    restored = weights(whole.ppo)
+    last = whole.train_iteration()
+    whole.close()
+
+    with pytest.raises(BadRequest, match="99 workers need as many CPUs; the cluster has 2"):
+        RayPPO(made(), made, num_workers=99)
+    assert steps[0].num_env_steps > 1.5 * len(alone.action_N)
+    assert 3 == whole.iteration == last.number
+    assert torch.equal(half, restored)
+    assert torch.equal(expected, weights(whole.ppo))
+    assert not torch.equal(half, expected)
+    assert steps[0].metrics["first_ratio_error"] < 1e-5

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
+import subprocess
+import sys
 import warnings
 
 import gymnasium
@@ -32,10 +34,19 @@ def test_the_checker_has_nothing_to_say(render_mode: str | None) -> None:
     assert isinstance(environment.unwrapped, PlacementEnv)
 
 
-def test_it_is_made_by_the_name_of_its_module() -> None:
-    environment = gymnasium.make(f"meshwright.env.placement:{ENVIRONMENT_ID}")
+@pytest.mark.parametrize(
+    ("statement", "name"),
+    [
+        ("import meshwright.env.placement", ENVIRONMENT_ID),
+        ("", f"meshwright.env.placement:{ENVIRONMENT_ID}"),
+    ],
+)
+def test_a_new_process_knows_it_by_import_or_by_its_module(statement: str, name: str) -> None:
+    code = f"import gymnasium\n{statement}\nprint(gymnasium.make({name!r}).spec.entry_point)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
-    assert "meshwright.env.placement:PlacementEnv" == environment.spec.entry_point
+    assert "" == done.stderr
+    assert "meshwright.env.placement:PlacementEnv\n" == done.stdout
 
 
 def played(environment: PlacementEnv, seed: int) -> list[object]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from meshwright.capture.execute import execute, resolve_target
-from meshwright.graph.factors import FactorAnalysis, analyze_factors
+from meshwright.graph.factors import FactorAnalysis, Place, analyze_factors
 from meshwright.graph.opgraph import (
     Arg,
     GraphInput,
@@ -167,33 +167,59 @@ def sharded_results(
     case: Instance, analysis: FactorAnalysis, index: int, ways: int
 ) -> list[Tensor | None]:
     """Results put together from ``ways`` ranks that shard one leaf factor."""
+    sharded = _sharded_by(case, analysis, index, ways)
+    node = sharded.nodes[0]
+    assert isinstance(node, OpNode)
+    specs = LocalSpecs(sharded)
+    body = Body(ValueTable())
+    local = tuple(body.values.new(specs.spec(value)) for value in node.operands)
+    outputs = Emitter(sharded, specs).op(body, node, local)
+    coordinates = Layout(stage_shape=(1, 1, 1, 1, ways), first_devices=(0,)).coordinates
+    given = {}
+    for number, value in zip(local, node.operands, strict=True):
+        full, layout = case.tensors[sharded.graph_value[value]], sharded.layouts[value]
+        given[number] = distribute(full, specs, value, layout, coordinates)
+    held = run_instructions(body.instructions, given, coordinates)
+    whole: list[Tensor | None] = []
+    for result, output in zip(node.results, outputs, strict=True):
+        if result is None:
+            whole.append(None)
+            continue
+        assert output is not None
+        for tensor in held[output]:
+            assert specs.shape(result) == tuple(tensor.shape), f"{case.op.target} local shape"
+            assert specs.full(result).dtype == str(tensor.dtype).removeprefix("torch.")
+        whole.append(collect(held[output], specs, result, sharded.layouts[result], coordinates))
+    return whole
+
+
+def _sharded_by(case: Instance, analysis: FactorAnalysis, index: int, ways: int) -> ShardedGraph:
+    """The operator with one leaf factor sharded along ``tp``."""
     factor = analysis.leaf_factors[0][index]
-    rule = analysis.rules[0]
-    op = case.op
+    additive = analysis.rules[0].additive if factor.partial_results else ()
     graph_value: list[int] = []
     layouts: list[Spread] = []
 
-    def new(value: int, layout: Spread) -> int:
+    def new(value: int, place: Place | None, reduction: str | None) -> int:
+        partial = {} if place is not None or reduction is None else {"tp": reduction}
         graph_value.append(value)
-        layouts.append(layout)
+        layouts.append(Spread.of({} if place is None else {place: ["tp"]}, partial))
         return len(layouts) - 1
 
-    operands = []
-    for position, value in enumerate(op.inputs):
-        place = factor.operands[position]
-        added_once = position in rule.additive and factor.partial_results
-        partial = {"tp": "sum"} if place is None and added_once else {}
-        operands.append(new(value, Spread.of({} if place is None else {place: ["tp"]}, partial)))
-    results: list[int | None] = []
-    for number, value in enumerate(op.outputs):
-        if value is None:
-            results.append(None)
-            continue
-        place = factor.results[number]
-        partial = (
-            {"tp": factor.reduction} if place is None and number in factor.partial_results else {}
+    operands = [
+        new(value, factor.operands[position], "sum" if position in additive else None)
+        for position, value in enumerate(case.op.inputs)
+    ]
+    results = [
+        None
+        if value is None
+        else new(
+            value,
+            factor.results[number],
+            factor.reduction if number in factor.partial_results else None,
         )
-        results.append(new(value, Spread.of({} if place is None else {place: ["tp"]}, partial)))
+        for number, value in enumerate(case.op.outputs)
+    ]
     node = OpNode(
         op=0,
         choice=(("tp", index),),
@@ -202,36 +228,13 @@ def sharded_results(
         segment=0,
         phase=ShardedPhase.FORWARD,
     )
-    sharded = lone_sharded(
+    return lone_sharded(
         analysis,
         nodes=(node,),
         graph_value=graph_value,
         layouts=layouts,
         axis_sizes={"tp": ways},
     )
-    specs = LocalSpecs(sharded)
-    body = Body(ValueTable())
-    local = tuple(body.values.new(specs.spec(value)) for value in operands)
-    outputs = Emitter(sharded, specs).op(body, node, local)
-    coordinates = Layout(stage_shape=(1, 1, 1, 1, ways), first_devices=(0,)).coordinates
-    given = {
-        number: distribute(
-            case.tensors[graph_value[value]], specs, value, layouts[value], coordinates
-        )
-        for number, value in zip(local, operands, strict=True)
-    }
-    held = run_instructions(body.instructions, given, coordinates)
-    whole: list[Tensor | None] = []
-    for value, output in zip(results, outputs, strict=True):
-        if value is None:
-            whole.append(None)
-            continue
-        assert output is not None
-        for tensor in held[output]:
-            assert specs.shape(value) == tuple(tensor.shape), f"{op.target} local shape"
-            assert specs.full(value).dtype == str(tensor.dtype).removeprefix("torch.")
-        whole.append(collect(held[output], specs, value, layouts[value], coordinates))
-    return whole
 
 
 def lone_sharded(

@@ -151,10 +151,6 @@ def _transfers(b: int, y0: int, y1: int, g0: int, g1: int) -> tuple[Transfer, Tr
     return make(0, y0, y1, "forward", 0), make(1, g1, g0, "backward", 1)
 
 
-def _empty(name: str) -> Function:
-    return Function(name=name, inputs=(), outputs=(), body=())
-
-
 def stage_0(dp: int, tp: int, num_microbatches: int, dtype: str) -> tuple[StageProgram, int, int]:
     """The first stage, and its values ``y`` and ``grad y``."""
     w = Writer(dtype)
@@ -169,24 +165,11 @@ def stage_0(dp: int, tp: int, num_microbatches: int, dtype: str) -> tuple[StageP
     y = w.op("aten.add.Tensor", (Ref(whole), Ref(bias)), b, D)
     forward = w.function("forward", (x, w1c, w2, bias), (r, y))
 
-    gy = w.value(b, D)
-
-    def backward() -> tuple[int, int, int]:
-        gb = w.op("aten.sum.dim_IntList", (Ref(gy), (0,)), D)
-        w2t = w.op("aten.t.default", (Ref(w2),), D, h)
-        gr = w.op("aten.mm.default", (Ref(gy), Ref(w2t)), b, h)
-        gh = w.op("aten.threshold_backward.default", (Ref(gr), Ref(r), 0), b, h)
-        rt = w.op("aten.t.default", (Ref(r),), h, b)
-        xt = w.op("aten.t.default", (Ref(x),), D, b)
-        gw2 = w.op("aten.mm.default", (Ref(rt), Ref(gy)), h, D)
-        gw1 = w.op("aten.mm.default", (Ref(xt), Ref(gh)), D, h)
-        return gw1, gw2, gb
-
-    sums = backward()
-    inputs = (gy, r, x, w2)
+    inputs = (w.value(b, D), r, x, w2)
+    sums = _backward_0(w, b, h, *inputs)
     back = w.function("backward", inputs, sums)
     running = (w.value(D, h), w.value(h, D), w.value(D)) if num_microbatches > 1 else ()
-    totals = backward()
+    totals = _backward_0(w, b, h, *inputs)
     if running:
         shapes = ((D, h), (h, D), (D,))
         totals = tuple(
@@ -211,7 +194,6 @@ def stage_0(dp: int, tp: int, num_microbatches: int, dtype: str) -> tuple[StageP
             _slot("b", (D,), ShardSpec(factors=((),)), 0, None, (bias, bias, bias, gb), dtype),
         ),
         inputs=(_data("x", x, x_batch, dtype),),
-        prologue=_empty("prologue"),
         forward=forward,
         backward=back,
         backward_final=final,
@@ -221,23 +203,41 @@ def stage_0(dp: int, tp: int, num_microbatches: int, dtype: str) -> tuple[StageP
         accumulators=sums,
         running_sums=running,
         saved=(r,),
-        prologue_values=(),
         tied=(TiedExchange(name="b", accumulator=totals[2], total=tied_total, stages=(0, 1)),),
         loss=None,
         outputs=(),
-        buffer_updates=(),
     )
-    return _Partial(program, w), y, gy
+    return _Partial(program, w), y, inputs[0]
+
+
+def _backward_0(
+    w: Writer, b: int, h: int, gy: int, r: int, x: int, w2: int
+) -> tuple[int, int, int]:
+    """Gradients of ``w1``, ``w2`` and ``b``."""
+    gb = w.op("aten.sum.dim_IntList", (Ref(gy), (0,)), D)
+    w2t = w.op("aten.t.default", (Ref(w2),), D, h)
+    gr = w.op("aten.mm.default", (Ref(gy), Ref(w2t)), b, h)
+    gh = w.op("aten.threshold_backward.default", (Ref(gr), Ref(r), 0), b, h)
+    rt = w.op("aten.t.default", (Ref(r),), h, b)
+    xt = w.op("aten.t.default", (Ref(x),), D, b)
+    gw2 = w.op("aten.mm.default", (Ref(rt), Ref(gy)), h, D)
+    gw1 = w.op("aten.mm.default", (Ref(xt), Ref(gh)), D, h)
+    return gw1, gw2, gb
 
 
 @dataclass
 class _Partial:
+    """A stage but for its transfers; ``fields`` leaves out what is alike in both."""
+
     fields: dict
     writer: Writer
 
     def build(self, incoming: tuple[Transfer, ...], outgoing: tuple[Transfer, ...]) -> StageProgram:
         return StageProgram(
             **self.fields,
+            prologue=Function(name="prologue", inputs=(), outputs=(), body=()),
+            prologue_values=(),
+            buffer_updates=(),
             values=tuple(self.writer.values),
             incoming=incoming,
             outgoing=outgoing,
@@ -251,29 +251,19 @@ def stage_1(dp: int, num_microbatches: int, dtype: str) -> tuple[StageProgram, i
     c3 = -(-D // dp)
     t_batch, t = w.value(BATCH // dp, D), w.value(b, D)
     w3, w3c, bias, y = w.value(D, D), w.value(c3, D), w.value(D), w.value(b, D)
-    num_elements = BATCH * D
     z = w.op("aten.mm.default", (Ref(y), Ref(w3)), b, D)
     z = w.op("aten.add.Tensor", (Ref(z), Ref(bias)), b, D)
     d = w.op("aten.sub.Tensor", (Ref(z), Ref(t)), b, D)
     square = w.op("aten.mul.Tensor", (Ref(d), Ref(d)), b, D)
     part = w.op("aten.sum.default", (Ref(square),))
-    part = w.op("aten.div.Tensor", (Ref(part), float(num_elements)))
+    part = w.op("aten.div.Tensor", (Ref(part), float(BATCH * D)))
     loss = w.collective(CollectiveKind.ALL_REDUCE, "dp_shard", part, 1)
     forward = w.function("forward", (y, w3, bias, t), (d, z, loss))
 
-    def backward() -> tuple[int, int, int]:
-        gz = w.op("aten.mul.Tensor", (Ref(d), 2 / num_elements), b, D)
-        yt = w.op("aten.t.default", (Ref(y),), D, b)
-        w3t = w.op("aten.t.default", (Ref(w3),), D, D)
-        gw3 = w.op("aten.mm.default", (Ref(yt), Ref(gz)), D, D)
-        gb = w.op("aten.sum.dim_IntList", (Ref(gz), (0,)), D)
-        gy = w.op("aten.mm.default", (Ref(gz), Ref(w3t)), b, D)
-        return gw3, gb, gy
-
-    sums = backward()
+    sums = _backward_1(w, b, d, y, w3)
     back = w.function("backward", (d, y, w3), sums)
     running = (w.value(D, D), w.value(D)) if num_microbatches > 1 else ()
-    gw3, gb, gy = backward()
+    gw3, gb, gy = _backward_1(w, b, d, y, w3)
     if running:
         gw3 = w.op("aten.add.Tensor", (Ref(running[0]), Ref(gw3)), D, D)
         gb = w.op("aten.add.Tensor", (Ref(running[1]), Ref(gb)), D)
@@ -295,7 +285,6 @@ def stage_1(dp: int, num_microbatches: int, dtype: str) -> tuple[StageProgram, i
             _slot("b", (D,), ShardSpec(factors=((),)), 0, None, (bias, bias, bias, gb_all), dtype),
         ),
         inputs=(_data("t", t, t_batch, dtype),),
-        prologue=_empty("prologue"),
         forward=forward,
         backward=back,
         backward_final=final,
@@ -305,13 +294,22 @@ def stage_1(dp: int, num_microbatches: int, dtype: str) -> tuple[StageProgram, i
         accumulators=sums[:2],
         running_sums=running,
         saved=(d,),
-        prologue_values=(),
         tied=(TiedExchange(name="b", accumulator=gb, total=tied_total, stages=(0, 1)),),
         loss=loss,
         outputs=(("z", z, BY_DP, 0),),
-        buffer_updates=(),
     )
     return _Partial(program, w), y, sums[2]
+
+
+def _backward_1(w: Writer, b: int, d: int, y: int, w3: int) -> tuple[int, int, int]:
+    """Gradients of ``w3``, ``b`` and ``y``."""
+    gz = w.op("aten.mul.Tensor", (Ref(d), 2 / (BATCH * D)), b, D)
+    yt = w.op("aten.t.default", (Ref(y),), D, b)
+    w3t = w.op("aten.t.default", (Ref(w3),), D, D)
+    gw3 = w.op("aten.mm.default", (Ref(yt), Ref(gz)), D, D)
+    gb = w.op("aten.sum.dim_IntList", (Ref(gz), (0,)), D)
+    gy = w.op("aten.mm.default", (Ref(gz), Ref(w3t)), b, D)
+    return gw3, gb, gy
 
 
 def _rename_output(function: Function, old: int, new: int) -> Function:
