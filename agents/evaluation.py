@@ -14,9 +14,12 @@ from meshwright.agents.ppo import MaskedCategorical, tensors
 from meshwright.env.batched import BatchedPlacement
 from meshwright.env.compiled import Compiled
 
-__all__ = ["Evaluation", "Evaluator", "play"]
+__all__ = ["EXACT", "Evaluation", "Evaluator", "play"]
 
 FloatArray = NDArray[np.float64]
+
+EXACT = 1e-6
+"""A gap is none up to here: times are kept in single precision."""
 
 
 def play(
@@ -66,12 +69,8 @@ class Evaluation:
         for name, gap in (("greedy", self.greedy_gap), ("sampled", self.sampled_gap)):
             found[f"{name}_gap_mean"] = float(gap.mean())
             found[f"{name}_gap_p95"] = float(np.quantile(gap, 0.95))
-            found[f"{name}_exact_fraction"] = float((gap <= _EXACT).mean())
+            found[f"{name}_exact_fraction"] = float((gap <= EXACT).mean())
         return found
-
-
-_EXACT = 1e-6
-"""Times are kept in single precision."""
 
 
 class Evaluator:

@@ -1,8 +1,8 @@
 """A planner from start to end: instances made, a policy trained, weights with a card written.
 
-The folder holds ``planner.safetensors`` and its card ``planner.json``, ``training/`` to go on from,
-and ``asked.json``, what the run was asked for: it goes on with that alone. Under torchrun every
-rank trains; rank 0 writes.
+The folder holds ``planner.safetensors`` and its card ``planner.json``, ``specs.jsonl`` with the
+instances in words, ``training/`` to go on from, and ``asked.json``, what the run was asked for: it
+goes on with that alone. Under torchrun every rank trains; rank 0 writes.
 """
 
 from __future__ import annotations
@@ -25,14 +25,21 @@ from meshwright.agents.training import PHASES, Training, TrainingSettings
 from meshwright.agents.weights import load_policy, save_policy
 from meshwright.env.batched import BatchedPlacement
 from meshwright.env.curriculum import Curriculum
-from meshwright.env.decode import Placed
-from meshwright.env.instance import CUTS, ROW_DECISIONS, Instance
+from meshwright.env.decode import in_words
+from meshwright.env.frozen import specs_lines, specs_sha256
+from meshwright.env.instance import Instance
 from meshwright.env.maker import Maker
 from meshwright.env.thinned import thinned
 from meshwright.errors import BadRequest
-from meshwright.plans.plan import ScheduleName
 from meshwright.records import describe_software
-from meshwright.strict_json import JsonValue, dump_json, load_json, one_line, write_text_atomically
+from meshwright.strict_json import (
+    JsonValue,
+    dump_json,
+    load_json,
+    one_line,
+    write_bytes_atomically,
+    write_text_atomically,
+)
 from meshwright.tracking import Tracker, file_sha256, made, used
 from meshwright.units import format_seconds
 
@@ -55,7 +62,7 @@ BEST_METRICS: Mapping[str, str] = {
 }
 """Which value of a metric sums up a run, for ``tracking.open_mirror``."""
 
-_TRAINING, _ASKED = "training", "asked.json"
+_TRAINING, _ASKED, _SPECS = "training", "asked.json", "specs.jsonl"
 _OWN_KEYS = ("card_version", "kind", "sha256", "policy_version", "columns", "settings")
 _SAY_EVERY_S = 10.0
 _MAX_COPIES, _MAX_TRAINED = 5, 2000
@@ -103,15 +110,21 @@ class Made:
 
 
 def require_fresh(folder: Path, *, is_resumed: bool) -> None:
-    """Check that a run may begin in a folder.
+    """Check that a run may begin in a folder, or go on there.
 
     Raises:
-        BadRequest: it holds one, and that is not to go on.
+        BadRequest: it holds one, and that is not to go on; or it holds none to go on with.
     """
-    if not is_resumed and (folder / _ASKED).exists():
+    is_there = (folder / _ASKED).exists()
+    if is_there and not is_resumed:
         raise BadRequest(
             f"{one_line(str(folder))}: holds a planner's training already; go on with it by "
             "--resume, or give another -o"
+        )
+    if is_resumed and not is_there:
+        raise BadRequest(
+            f"{one_line(str(folder))}: holds no planner's training to go on with; give its folder "
+            "by -o, or leave out --resume to begin one"
         )
 
 
@@ -215,9 +228,9 @@ def make_planner(
 
 
 def _begin(job: PlannerJob, *, is_resumed: bool) -> None:
-    require_fresh(job.folder, is_resumed=is_resumed)
     if rank_and_size()[0] != 0:
-        return
+        return  # By now rank 0 may have written what the check is about.
+    require_fresh(job.folder, is_resumed=is_resumed)
     path = job.folder / _ASKED
     asked = dump_json({**job.facts, "settings": asdict(job.settings)})
     if path.exists() and load_json(path.read_bytes(), error=BadRequest, name=str(path)) != (
@@ -229,6 +242,8 @@ def _begin(job: PlannerJob, *, is_resumed: bool) -> None:
         )
     job.folder.mkdir(parents=True, exist_ok=True)
     write_text_atomically(asked, path)
+    specs = (*job.syllabus.train, *job.syllabus.validation)
+    write_bytes_atomically(specs_lines(specs), job.folder / _SPECS)
 
 
 def _instances(
@@ -318,7 +333,7 @@ def _written(job: PlannerJob, run: Training, status: str) -> tuple[Path, Placeme
     policy, card = load_policy(run.best_path)
     kept = {key: value for key, value in card.items() if key not in _OWN_KEYS}
     path = job.folder / PLANNER_NAME
-    save_policy(policy, path, {**kept, "status": status})
+    save_policy(policy, path, {**kept, "num_ranks": run.num_ranks, "status": status})
     return path, policy
 
 
@@ -332,12 +347,15 @@ def _software() -> JsonValue:
 
 def _tell_inputs(job: PlannerJob, tracker: Tracker) -> None:
     tracker.config({**job.facts, "reproduce": job.reproduce})
-    counts = {"train": len(job.syllabus.train), "validation": len(job.syllabus.validation)}
+    syllabus = job.syllabus
+    facts: dict[str, JsonValue] = {"name": syllabus.name, "sha256": syllabus.sha256}
+    for name, specs in (("train", syllabus.train), ("validation", syllabus.validation)):
+        facts |= {name: len(specs), f"{name}_sha256": specs_sha256(specs)}
     tracker.artifact(
-        f"instances-{job.syllabus.sha256[:12]}",
+        f"instances-{syllabus.sha256[:12]}",
         kind="dataset",
-        files=(),
-        metadata={"name": job.syllabus.name, "sha256": job.syllabus.sha256, **counts},
+        files=(job.folder / _SPECS,),
+        metadata=facts,
     )
     if job.maker.pricing.sha256:
         used(tracker, "cost-model", job.maker.pricing.sha256)
@@ -365,7 +383,7 @@ def _tell_outcome(
         greedy, sampled = evaluation.greedy_gap[number], evaluation.sampled_gap[number]
         gaps.append([instance.name, float(greedy), float(sampled), optimum_s, instance.reference_s])
         if placed is not None:
-            plans.append([instance.name, float(time_s[number]), _in_words(instance, placed)])
+            plans.append([instance.name, float(time_s[number]), in_words(instance, placed)])
     tracker.table(
         "validation/gaps", ("instance", "greedy", "sampled", "optimum_s", "reference_s"), gaps
     )
@@ -383,13 +401,3 @@ def _tell_outcome(
         made_from=[item for item in sources if item],
     )
     made(tracker, "planner", sha256)
-
-
-def _in_words(instance: Instance, placed: Placed) -> str:
-    """``tp 8, pp 2, dp 4...; tensor/full; time``: the row, the groups' variants, the cut."""
-    sizes = dict(zip(ROW_DECISIONS, instance.rows[placed.row].tolist(), strict=True))
-    schedule = tuple(ScheduleName)[sizes.pop("schedule")].value
-    row = [f"{name} {size}" for name, size in sizes.items()] + [schedule]
-    chosen = [instance.variants[number] for number in placed.variants]
-    groups = [f"{variant.sharding}/{variant.recompute.value}" for variant in chosen]
-    return f"{', '.join(row)}; {', '.join(groups)}; {CUTS[placed.cut]}"

@@ -1,4 +1,6 @@
-"""A policy as a ``Decider``: its most probable plan and samples of it, fastest first.
+"""A policy as a ``Decider``: its most probable plan and samples of it say on which rows to look.
+
+To enter a row is to price all its plans, so the best of these are decided, not those sampled.
 
 Samples that agree so far share an episode: each step computes one row of logits for every distinct
 beginning, and divides the samples that are there among its candidates.
@@ -6,8 +8,9 @@ beginning, and divides the samples that are there among its candidates.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +21,23 @@ from meshwright.agents.policy import Encoding, PlacementPolicy, collate
 from meshwright.agents.ppo import MaskedCategorical
 from meshwright.agents.weights import load_policy
 from meshwright.env.build import instance_of
-from meshwright.env.decode import Placed, decision_of
+from meshwright.env.decode import Placed, best_of_room, decision_of
 from meshwright.env.episode import Episode
 from meshwright.env.instance import Instance
 from meshwright.env.observation import NUM_CANDIDATE
+from meshwright.env.rooms import PricedRooms
 from meshwright.errors import BadRequest, NoFeasiblePlan
-from meshwright.space.decision import Decision
-from meshwright.space.search import SearchContext
+from meshwright.space.search import Decided, SearchContext
 from meshwright.strict_json import one_line
 
-__all__ = ["PRETRAINED", "PolicyDecider", "Sampled", "planner_file", "sample_plans"]
+__all__ = [
+    "PRETRAINED",
+    "PolicyDecider",
+    "Sampled",
+    "best_of_rows",
+    "planner_file",
+    "sample_plans",
+]
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "planner.safetensors"
 
@@ -59,7 +69,7 @@ def planner_file(name: str) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """A plan that the policy came to."""
+    """A plan that the policy came to, or that stood on a row it came to."""
 
     placed: Placed
     time_s: float
@@ -104,16 +114,23 @@ class PolicyDecider:
         temperature = float(told) if isinstance(told, int | float) and told > 0 else 1.0
         return cls(policy, num_samples=num_samples, temperature=temperature)
 
-    def decide(
-        self, context: SearchContext, deadline_s: float | None = None
-    ) -> tuple[Decision, ...]:
-        """At most 8 decisions, fastest first; none where nothing fits."""
-        if deadline_s is not None and time.monotonic() >= deadline_s:
-            return ()
+    def decide(self, context: SearchContext, deadline_s: float | None = None) -> Decided:
+        """At most 8 decisions, fastest first; none where nothing fits.
+
+        They are the best plans of the rows that samples are on, of each one; where the rows are
+        few, samples besides.
+        """
+        if _is_late(deadline_s):
+            return Decided(is_complete=False)
         count = self._num_samples
         try:
             instance = instance_of(context, reference=lambda _: 1.0, simulate=False)
-            found = sample_plans(
+        except NoFeasiblePlan:
+            return Decided()
+        rooms = instance.rooms
+        assert isinstance(rooms, PricedRooms), "nothing was stored"
+        try:
+            sampled = sample_plans(
                 self.policy,
                 instance,
                 num_samples=_NUM_SAMPLES[context.level] if count is None else count,
@@ -122,8 +139,30 @@ class PolicyDecider:
                 deadline_s=deadline_s,
             )
         except NoFeasiblePlan:
-            return ()
-        return tuple(decision_of(context, instance, plan.placed) for plan in found[:_MAX_DECISIONS])
+            return Decided(evaluations=rooms.evaluations)
+        best = best_of_rows(instance, (plan.placed.row for plan in sampled))
+        found = list(dict.fromkeys((*best, *sampled)))[:_MAX_DECISIONS]
+        found.sort(key=_by_time)
+        return Decided(
+            decisions=tuple(decision_of(context, instance, plan.placed) for plan in found),
+            evaluations=rooms.evaluations,
+            is_complete=not _is_late(deadline_s),
+        )
+
+
+def best_of_rows(instance: Instance, rows: Iterable[int]) -> tuple[Sampled, ...]:
+    """The fastest plan of each of ``rows`` on which something fits, fastest first."""
+    best = (best_of_room(instance.rooms.open(row), row) for row in dict.fromkeys(rows))
+    found = (Sampled(placed=placed, time_s=time_s) for time_s, placed in best)
+    return tuple(sorted((plan for plan in found if math.isfinite(plan.time_s)), key=_by_time))
+
+
+def _by_time(plan: Sampled) -> tuple[float, Placed]:
+    return plan.time_s, plan.placed
+
+
+def _is_late(deadline_s: float | None) -> bool:
+    return deadline_s is not None and time.monotonic() >= deadline_s
 
 
 @torch.no_grad()
@@ -159,7 +198,7 @@ def sample_plans(
         greedy = greedy.after(slot)
     done = {greedy.placed: greedy.time_s}
     open_: list[tuple[Episode, int]] = [(first, num_samples)] if num_samples else []
-    while open_ and (deadline_s is None or time.monotonic() < deadline_s):
+    while open_ and not _is_late(deadline_s):
         episodes = [episode for episode, _ in open_]
         distribution = _distribution(policy, encoding, episodes, temperature)
         later: list[tuple[Episode, int]] = []
@@ -174,7 +213,7 @@ def sample_plans(
                     later.append((after, number))
         open_ = later
     found = (Sampled(placed=placed, time_s=time_s) for placed, time_s in done.items() if placed)
-    return tuple(sorted(found, key=lambda plan: (plan.time_s, plan.placed)))
+    return tuple(sorted(found, key=_by_time))
 
 
 def _distribution(

@@ -481,5 +481,8 @@ _COLUMNS = ("action", "log_probability", "value", "reward", "terminated", "ended
 
 
 def tensors(observation: Mapping[str, NDArray[Any]]) -> Observation:
-    """The same arrays as tensors."""
-    return {name: torch.from_numpy(np.asarray(item)) for name, item in observation.items()}
+    """The same arrays as tensors; the mask, numbers in Gymnasium, as truth values."""
+    found = {name: torch.from_numpy(np.asarray(item)) for name, item in observation.items()}
+    if "action_mask" in found:
+        found["action_mask"] = found["action_mask"].bool()
+    return found

@@ -2,7 +2,8 @@
 
 Workers play with the weights they are sent; the caller learns from all they bring. What a worker
 plays is decided by the seed, its number and the iteration, so a worker that died is started again
-and plays the same, and a resumed run goes on bit for bit.
+and plays the same, and a resumed run goes on bit for bit; not so with the baseline ``value``, whose
+episodes go on from one iteration to the next.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class RayPPO:
         self.ppo = ppo
         self._ray = ray
         worker = ray.remote(num_cpus=1, max_restarts=_ATTEMPTS, max_task_retries=_ATTEMPTS)(_Worker)
-        self._workers = [worker.remote(make, number) for number in range(num_workers)]
+        # What it holds goes to each machine once, and stays for workers that are started again.
+        self._make = [ray.put(make)]
+        self._workers = [worker.remote(number) for number in range(num_workers)]
 
     @property
     def iteration(self) -> int:
@@ -102,7 +105,9 @@ class RayPPO:
 
     def _collect(self) -> tuple[Samples, list[float]]:
         weights = self._ray.put(dict(self.ppo.policy.state_dict()))
-        asked = [worker.collect.remote(weights, self.iteration) for worker in self._workers]
+        asked = [
+            worker.collect.remote(self._make, weights, self.iteration) for worker in self._workers
+        ]
         parts = self._ray.get(asked)
         samples = concatenated([part for part, _ in parts])
         self.ppo.num_env_steps += len(samples.action_N)
@@ -112,17 +117,23 @@ class RayPPO:
 class _Worker:
     """Plays with weights it is sent."""
 
-    def __init__(self, make: Callable[[], PPO], number: int) -> None:
+    def __init__(self, number: int) -> None:
         torch.set_num_threads(1)
-        self.ppo = make()
         self.number = number
+        self._ppo: PPO | None = None
 
-    def collect(self, weights: Mapping[str, Tensor], iteration: int) -> tuple[Samples, list[float]]:
+    def collect(
+        self, make: Sequence[Any], weights: Mapping[str, Tensor], iteration: int
+    ) -> tuple[Samples, list[float]]:
+        if self._ppo is None:
+            self._ppo = _ray().get(make[0])()
+        ppo = self._ppo
+        assert ppo is not None, "made"
         # Tensors from Ray's store are read-only views of memory that may go.
-        self.ppo.policy.load_state_dict({name: item.clone() for name, item in weights.items()})
-        seed = (self.ppo.config.seed * 1_000_003 + iteration) * 1009 + self.number + 1
-        self.ppo.generator.manual_seed(seed % 2**63)
-        return self.ppo.collect()
+        ppo.policy.load_state_dict({name: item.clone() for name, item in weights.items()})
+        seed = (ppo.config.seed * 1_000_003 + iteration) * 1009 + self.number + 1
+        ppo.generator.manual_seed(seed % 2**63)
+        return ppo.collect()
 
 
 def concatenated(parts: Sequence[Samples]) -> Samples:
@@ -162,7 +173,8 @@ def sweep(
     """
     ray = _ray()
     remote = ray.remote(num_cpus=num_cpus, max_retries=_ATTEMPTS)(_figures)
-    asked = [remote.remote(train, dict(setting)) for setting in settings]
+    stored = ray.put(train)
+    asked = [remote.remote(stored, dict(setting)) for setting in settings]
     found = []
     for setting, answer in zip(settings, asked, strict=True):
         try:

@@ -17,8 +17,8 @@ import numpy as np
 
 from meshwright.cluster.model import Cluster
 from meshwright.env.clusters import ClusterPart, ClusterSpec
-from meshwright.env.frozen import frozen_sets, frozen_specs, specs_sha256
-from meshwright.env.generator import SPARE, SPLITS, InstanceSpec, draw, models_of, state_bytes
+from meshwright.env.frozen import frozen_specs, specs_sha256
+from meshwright.env.generator import SPARE, SPLITS, InstanceSpec, models_of, state_bytes
 from meshwright.env.models import ModelSpec
 from meshwright.env.traces import TracedJobs
 from meshwright.errors import BadRequest
@@ -79,24 +79,39 @@ def traced_syllabus(folder: Path, count: int | None = None) -> Syllabus:
 
 
 def cluster_syllabus(cluster: Cluster, count: int | None = None) -> Syllabus:
-    """Models of the training split on all of ``cluster``.
+    """Models on all of ``cluster``: of the training split to learn on, others to validate with.
+
+    Those that validate are of the validation split: on none of them were general weights trained.
 
     Raises:
-        BadRequest: no model of the split fits the cluster.
+        BadRequest: no model of one of the splits fits the cluster.
     """
+    count = count or _DRAWN
+    return Syllabus(
+        name="cluster",
+        train=_different(_draw_on(cluster, "train"), count),
+        validation=_different(_draw_on(cluster, "validation"), _num_validation(count)),
+        cluster=cluster,
+    )
+
+
+def _draw_on(cluster: Cluster, split: str) -> Callable[[int], InstanceSpec]:
+    """What a seed stands for: one of the split's models that fit."""
     where = _described(cluster)
     size = sum(host.num_devices for host in cluster.hosts)
     held_bytes = sum(host.num_devices * host.device.memory_bytes for host in cluster.hosts)
+    models = models_of(SPLITS[split])
     fitting = [
         model
-        for model in models_of(SPLITS["train"])
+        for model in models
         if size <= model.global_batch * _DEVICES_PER_SAMPLE
         and held_bytes >= SPARE * state_bytes(model, OptimizerName.SGD)
     ]
     if not fitting:
+        purpose = {"train": "to learn on", "validation": "to validate with"}[split]
         raise BadRequest(
-            f"--finetune: {cluster.name}: of the {SPLITS['train'].num_models} training models none "
-            "fits its memory with a batch for so many devices; plan with the general planner"
+            f"--finetune: {cluster.name}: of the {len(models)} models {purpose} none fits its "
+            f"memory with a batch for {size} devices; plan with the general planner"
         )
 
     def drawn(seed: int) -> InstanceSpec:
@@ -112,18 +127,11 @@ def cluster_syllabus(cluster: Cluster, count: int | None = None) -> Syllabus:
             max_plans=_MAX_PLANS,
         )
 
-    found = _drawn("cluster", drawn, count or _DRAWN)
-    return Syllabus(
-        name=found.name, train=found.train, validation=found.validation, cluster=cluster
-    )
+    return drawn
 
 
 def _of_frozen(name: str, count: int | None) -> tuple[InstanceSpec, ...]:
-    frozen = frozen_sets()[name]
-    if count is None or count >= frozen.count:
-        return frozen_specs(name)
-    first = frozen.first_seed
-    return tuple(draw(seed, frozen.split) for seed in range(first, first + count))
+    return frozen_specs(name, count)
 
 
 def _num_validation(count: int) -> int:
@@ -131,17 +139,12 @@ def _num_validation(count: int) -> int:
 
 
 def _drawn(name: str, draw_one: Callable[[int], InstanceSpec], count: int) -> Syllabus:
-    """``count`` different instances of rising seeds; a few whole models of them validate.
+    """``count`` different problems of rising seeds; a few whole models of them validate.
 
     Raises:
         BadRequest: they are about fewer than two models.
     """
-    wanted = count + _num_validation(count)
-    found: dict[InstanceSpec, None] = {}
-    for seed in range(_TRIES_PER_INSTANCE * wanted):
-        found.setdefault(draw_one(seed))
-        if len(found) == wanted:
-            break
+    found = _different(draw_one, count + _num_validation(count))
     by_model = Counter(spec.model for spec in found)
     if len(by_model) < 2:
         raise BadRequest(
@@ -159,6 +162,20 @@ def _drawn(name: str, draw_one: Callable[[int], InstanceSpec], count: int) -> Sy
         train=tuple(spec for spec in found if spec.model not in held_out),
         validation=tuple(spec for spec in found if spec.model in held_out),
     )
+
+
+def _different(draw_one: Callable[[int], InstanceSpec], count: int) -> tuple[InstanceSpec, ...]:
+    """The first ``count`` different problems of rising seeds; fewer where there are not so many.
+
+    However many rows are kept of it, the problem is the same.
+    """
+    found: dict[tuple[object, ...], InstanceSpec] = {}
+    for seed in range(_TRIES_PER_INSTANCE * count):
+        spec = draw_one(seed)
+        found.setdefault((spec.model, spec.cluster, spec.optimizer), spec)
+        if len(found) == count:
+            break
+    return tuple(found.values())
 
 
 def _described(cluster: Cluster) -> ClusterSpec:

@@ -289,13 +289,17 @@ class Training:
         best_gap, best_at = before.best_gap, before.best_at
         if self.rank == 0:
             found = self.validate()
-            self.tracker.metrics("validation", found.metrics, step=self._num_done(name, phase))
             gap = found.metrics["sampled_gap_mean"]
             if best_gap is None or gap < best_gap:
                 best_gap, best_at = gap, f"{name} {phase.iteration}"
                 figures: dict[str, JsonValue] = {**found.metrics, "at": best_at}
                 card: dict[str, JsonValue] = {"training": before.settings, "validation": figures}
                 save_policy(self.policy, self.folder / _BEST, {**card, **self.card})
+            self.tracker.metrics(
+                "validation",
+                {**found.metrics, "best_gap": best_gap},
+                step=self._num_done(name, phase),
+            )
         self.progress = replace(
             before, phase=name, iteration=phase.iteration, best_gap=best_gap, best_at=best_at
         )

@@ -36,12 +36,12 @@ from meshwright.gnn_cost.collectives.model import KINDS
 from meshwright.gnn_cost.collectives.samples import CollectiveSamples, samples_from_table, thinned
 from meshwright.gnn_cost.collectives.splits import (
     SYSTEMS,
-    Split,
     analytic_time_s,
     family_labels,
     splits,
 )
 from meshwright.gnn_cost.collectives.training import fit_collectives, half_width
+from meshwright.gnn_cost.held_out import Split
 
 FloatArray = NDArray[np.float64]
 

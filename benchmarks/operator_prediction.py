@@ -45,11 +45,11 @@ from meshwright.gnn_cost.baselines import (
 )
 from meshwright.gnn_cost.ensemble import EnsembleSettings, GraphEnsemble
 from meshwright.gnn_cost.features import DEVICE_FEATURES
+from meshwright.gnn_cost.held_out import Split
 from meshwright.gnn_cost.intervals import half_widths
 from meshwright.gnn_cost.operators.overheads import host_overhead_s
 from meshwright.gnn_cost.operators.samples import measured_operators, read_operator_table
 from meshwright.gnn_cost.operators.splits import (
-    Split,
     held_out_shapes,
     largest_shapes,
     leave_one_device_out,

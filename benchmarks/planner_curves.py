@@ -8,13 +8,14 @@ optimum is known, the agent's samples and its local search against the searchers
 exhaustive search would look at all plans of an instance (``plans_per_instance``) and be exact.
 
 *Contexts*: whole planning problems, every plan priced as ``meshwright plan`` does it, segments free
-of groups. Every solver alone and the portfolios, within 0.1, 1 and 10 s, and within 256
-evaluations; the gap is to the best that anybody found in this run. ``portfolio with`` asks the
-agent after the rules and leaves others half of the time; ``portfolio with, last`` asks it after
-everybody else, as ``solvers.planner.plan_graph`` asks further proposers. What the agent's masks
-look at is no evaluation; it takes its time like all else. Each gets a fresh context: cost
-tables are built within its time; what is known of the graph itself is worked out before. Solvers
-that look at the clock seldom take longer than they were given: ``median_s`` tells.
+of groups. Every solver alone and the portfolios, within 0.1, 1 and 10 s, and at equal evaluations;
+the gap is to the best that anybody found in this run. ``portfolio with`` asks in the order of
+``solvers.planner.proposers_of``, as ``meshwright plan`` does: the agent after the rules, for a
+share of the time. At *equal evaluations* agent and searches anneal and walk 256 plans, besides what
+the agent prices for its masks and on the rows it enters; without it the searches get as many as all
+that. Each gets a fresh context: cost tables are built within its time; what is known of the graph
+itself is worked out before. Solvers that look at the clock seldom take longer than they were given:
+``median_s`` tells.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ from meshwright.solvers.layerwise import LayerwiseDP, LayerwiseILP
 from meshwright.solvers.local_search import local_searches
 from meshwright.solvers.planner import proposers_of
 from meshwright.solvers.rules import RULES
-from meshwright.space.search import Proposer, SearchContext, SolveResult, fitting
+from meshwright.space.search import Proposer, SearchContext, fitting
 
 FloatArray = NDArray[np.float64]
 
@@ -130,28 +131,6 @@ def curves(
 Solvers = Callable[[SearchContext], Sequence[Proposer]]
 
 
-class Hasty:
-    """A proposer that leaves others some of the time."""
-
-    def __init__(self, proposer: Proposer, share: float = 0.5) -> None:
-        self._proposer, self._share = proposer, share
-
-    @property
-    def name(self) -> str:
-        return self._proposer.name
-
-    def propose(self, context: SearchContext, deadline_s: float | None = None) -> SolveResult:
-        if deadline_s is not None:
-            now_s = time.monotonic()
-            deadline_s = now_s + self._share * max(deadline_s - now_s, 0.0)
-        return self._proposer.propose(context, deadline_s)
-
-
-def without_rules(context: SearchContext) -> list[Proposer]:
-    """The solvers of the context's level that are not rules of thumb."""
-    return [proposer for proposer in proposers_of(context) if proposer not in RULES]
-
-
 def solvers_by_seconds(decider: PolicyDecider) -> dict[str, Solvers]:
     """Who is asked with a deadline, in order."""
 
@@ -165,28 +144,29 @@ def solvers_by_seconds(decider: PolicyDecider) -> dict[str, Solvers]:
         "DP": lambda context: (LayerwiseDP(Frontier(context)),),
         "ILP": lambda context: (LayerwiseILP(Frontier(context)),),
         "portfolio without": proposers_of,
-        "portfolio with": lambda context: (*RULES, Hasty(agent()), *without_rules(context)),
-        "portfolio with, last": lambda context: (*proposers_of(context), agent()),
+        "portfolio with": lambda context: proposers_of(context, (agent(),)),
     }
     for number, search in enumerate(local_searches()):
         found[search.name] = lambda _, number=number: (local_searches()[number],)  # type: ignore[misc]
     return found
 
 
-def solvers_by_evaluations(decider: PolicyDecider) -> dict[str, Solvers]:
-    """Rules and searches that together price ``EVALUATIONS`` plans, the agent's in their place."""
+def by_evaluations(
+    make: Callable[[], SearchContext], decider: PolicyDecider
+) -> dict[str, dict[str, float]]:
+    """Rules, agent and searches; rules and searches with as many evaluations; the agent alone."""
 
     def searches(count: int) -> Sequence[Proposer]:
-        return [search.with_evaluations(count // 3) for search in local_searches()]
+        return [search.with_evaluations(max(count // 3, 1)) for search in local_searches()]
 
-    def with_agent(_: SearchContext) -> Sequence[Proposer]:
-        agent = Guided(decider, max_evaluations=EVALUATIONS // 2)
-        return (*RULES, Hasty(agent), *searches(EVALUATIONS // 2))
-
+    half = EVALUATIONS // 2
+    agent = Guided(decider, max_evaluations=half)
+    both = asked(make(), (*RULES, agent, *searches(half)), PATIENCE_S)
+    count = int(both["evaluations"])
     return {
-        "agent": lambda _: (Guided(decider, max_evaluations=EVALUATIONS),),
-        "portfolio without": lambda _: (*RULES, *searches(EVALUATIONS)),
-        "portfolio with": with_agent,
+        "portfolio with": both,
+        "portfolio without": asked(make(), (*RULES, *searches(count)), PATIENCE_S),
+        "agent": asked(make(), (Guided(decider, max_evaluations=EVALUATIONS),), PATIENCE_S),
     }
 
 
@@ -223,10 +203,8 @@ def on_context(
             context = make(0)
             found = asked(context, solvers(context), budget)
             rows.append({"budget": f"{budget:g} s", "solver": name, **found})
-    for name, solvers in solvers_by_evaluations(decider).items():
-        context = make(0)
-        found = asked(context, solvers(context), PATIENCE_S)
-        rows.append({"budget": f"{EVALUATIONS} evaluations", "solver": name, **found})
+    for name, found in by_evaluations(lambda: make(0), decider).items():
+        rows.append({"budget": "equal evaluations", "solver": name, **found})
     return rows
 
 

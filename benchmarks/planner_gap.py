@@ -5,9 +5,11 @@
 Over the frozen test instances, whose optima are known because all their plans are priced. An
 instance keeps some of its rows (192): ``rule_beats_optimum`` says how often the best rule of thumb
 is faster than all of its plans. Every searcher looks up equally many distinct plans
-(``benchmarks.searchers``); samples of the policy count, repeated ones too. Deterministic methods
-have one run. Runs differ in the seed of training where several ``--weights`` are given, else in
-that of sampling: ``runs_differ_in`` says which.
+(``benchmarks.searchers``); samples of the policy count, repeated ones too. ``best of their rows``
+takes the best plan of all rows that samples are on, as ``agents.planner.PolicyDecider`` does; its
+evaluations are the mean number of plans that fit on these. Deterministic methods have one run. Runs
+differ in the seed of training where several ``--weights`` are given, else in that of sampling:
+``runs_differ_in`` says which.
 
 S runs, I instances.
 """
@@ -35,7 +37,7 @@ from benchmarks.planner_instances import (
 )
 from benchmarks.searchers import Problem, available, best_by_budget, is_random
 from meshwright.agents.local_search import improve
-from meshwright.agents.planner import PolicyDecider
+from meshwright.agents.planner import PolicyDecider, best_of_rows
 from meshwright.env.decode import Placed
 from meshwright.env.instance import Instance
 
@@ -49,6 +51,7 @@ BARS = {
     f"policy, {NUM_SAMPLES} samples": {"mean": 0.01},
     "policy, samples, local search": {"mean": 0.005, "p95": 0.02, "exact_share": 0.8},
 }
+_OF_ROWS = ", best of their rows"
 _WORST = 10
 
 
@@ -60,7 +63,10 @@ def policy_times(
 ) -> dict[tuple[str, int], FloatArray]:
     """Method and evaluations to (S, I) times; run s draws with seed s."""
     found: dict[tuple[str, int], list[list[float]]] = {}
+    of_rows: list[list[float]] = []
+    priced: list[int] = []
     for seed, decider in enumerate(deciders):
+        of_rows.append([])
         rows: dict[tuple[str, int], list[float]] = {}
         plans = proposals(decider, instances, num_samples=num_samples, seed=seed)
         for instance, drawn in zip(instances, plans, strict=True):
@@ -68,13 +74,22 @@ def policy_times(
             rows.setdefault(("policy, greedy", 1), []).append(times[0])
             samples = (f"policy, {num_samples} samples", len(times))
             rows.setdefault(samples, []).append(min(times))
+            entered = {placed.row for placed in drawn}
+            of_rows[-1].append(best_of_rows(instance, entered)[0].time_s)
+            priced.append(sum(num_fitting(instance, row) for row in entered))
             for budget in budgets:
                 if budget > len(times):
                     searched = improve(instance, drawn, max_evaluations=budget).time_s
                     rows.setdefault(("policy, samples, local search", budget), []).append(searched)
         for method, values in rows.items():
             found.setdefault(method, []).append(values)
+    found[f"policy, {num_samples} samples{_OF_ROWS}", round(np.mean(priced))] = of_rows
     return {method: np.array(values) for method, values in found.items()}
+
+
+def num_fitting(instance: Instance, row: int) -> int:
+    """Plans of a row that fit."""
+    return int(np.isfinite(instance.rooms.open(row).time_s).sum())
 
 
 def time_of(instance: Instance, placed: Placed) -> float:
@@ -109,7 +124,9 @@ def compared(
     """One row a method: its gaps; of searchers also against the policy at equal evaluations."""
     gaps = {key: values / optimum_I - 1 for key, values in times.items()}
     ours = {
-        evaluations: gap for (name, evaluations), gap in gaps.items() if name.startswith("policy")
+        evaluations: gap
+        for (name, evaluations), gap in gaps.items()
+        if name.startswith("policy") and not name.endswith(_OF_ROWS)
     }
     rows = []
     for (name, evaluations), gap_SI in gaps.items():

@@ -56,22 +56,26 @@ def _layers(num_in: int, num_out: int, *, last_gain: float) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def train(name: str, seed: int, num_steps: int) -> dict[str, Any]:
-    """One run: the returns of its last 100 episodes."""
+def trainer(name: str, seed: int, num_steps: int) -> PPO:
+    """A run that has not begun, with the published settings."""
     torch.manual_seed(seed)
     environment = GymVector.make(name, NUM_ENVS)
     space: Any = environment.vector.single_action_space
     num_features = int(environment.reset(seed=0)["observation"].shape[1])
     config = PPOConfig(seed=seed)
-    trainer = PPO(
+    return PPO(
         SmallPolicy(num_features, int(space.n)),
         environment,
         config,
         num_iterations=num_steps // (NUM_ENVS * config.num_steps),
     )
+
+
+def train(name: str, seed: int, num_steps: int) -> dict[str, Any]:
+    """One run: the returns of its last 100 episodes."""
     returns: list[float] = []
     begin_s = time.monotonic()
-    trainer.run(lambda found: returns.extend(found.episode_returns))
+    trainer(name, seed, num_steps).run(lambda found: returns.extend(found.episode_returns))
     return {
         "seed": seed,
         "last_100_mean": float(np.mean(returns[-100:])),

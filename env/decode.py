@@ -1,4 +1,4 @@
-"""From a plan of an instance to the decision it stands for, and the best plan of all."""
+"""From a plan of an instance to the decision it stands for and to words; the best plan of all."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from meshwright.env.instance import Instance, Room
+from meshwright.env.instance import CUTS, ROW_DECISIONS, Instance, Room
 from meshwright.env.rooms import PricedRooms
 from meshwright.errors import BadRequest, PlanRefused
+from meshwright.plans.plan import ScheduleName
 from meshwright.space.decision import Decision
 from meshwright.space.search import SearchContext
 
-__all__ = ["Placed", "best_of", "best_of_room", "decision_of"]
+__all__ = ["Placed", "best_of", "best_of_room", "decision_of", "in_words"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -72,3 +73,13 @@ def best_of(instance: Instance) -> tuple[float, Placed]:
     if not np.isfinite(found[0]):
         raise BadRequest(f"{instance.name}: nothing fits")
     return found
+
+
+def in_words(instance: Instance, placed: Placed) -> str:
+    """``tp 8, ..., 1f1b; tensor/full; time``: the row, what each group does, the cut."""
+    sizes = dict(zip(ROW_DECISIONS, instance.rows[placed.row].tolist(), strict=True))
+    schedule = tuple(ScheduleName)[sizes.pop("schedule")].value
+    row = [f"{name} {size}" for name, size in sizes.items()] + [schedule]
+    chosen = [instance.variants[number] for number in placed.variants]
+    groups = [f"{variant.sharding}/{variant.recompute.value}" for variant in chosen]
+    return f"{', '.join(row)}; {', '.join(groups)}; {CUTS[placed.cut]}"

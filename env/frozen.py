@@ -18,7 +18,7 @@ import msgspec
 from meshwright.env.generator import InstanceSpec, draw
 from meshwright.errors import BadRequest
 
-__all__ = ["FrozenSet", "freeze", "frozen_sets", "frozen_specs", "specs_sha256"]
+__all__ = ["FrozenSet", "freeze", "frozen_sets", "frozen_specs", "specs_lines", "specs_sha256"]
 
 _FILE = "frozen_sets.json"
 
@@ -34,12 +34,14 @@ class FrozenSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Of the specifications, in order."""
 
 
+def specs_lines(specs: Iterable[InstanceSpec]) -> bytes:
+    """The specifications as JSON, one a line."""
+    return b"".join(msgspec.json.encode(spec, order="deterministic") + b"\n" for spec in specs)
+
+
 def specs_sha256(specs: Iterable[InstanceSpec]) -> str:
-    """Of the specifications as JSON, one a line."""
-    digest = hashlib.sha256()
-    for spec in specs:
-        digest.update(msgspec.json.encode(spec, order="deterministic") + b"\n")
-    return digest.hexdigest()
+    """Of ``specs_lines``."""
+    return hashlib.sha256(specs_lines(specs)).hexdigest()
 
 
 def freeze(name: str, split: str, *, first_seed: int, count: int) -> FrozenSet:
@@ -58,8 +60,12 @@ def frozen_sets() -> Mapping[str, FrozenSet]:
     return MappingProxyType({item.name: item for item in found})
 
 
-def frozen_specs(name: str) -> tuple[InstanceSpec, ...]:
+def frozen_specs(name: str, count: int | None = None) -> tuple[InstanceSpec, ...]:
     """The specifications of the set called ``name``.
+
+    Args:
+        name: of the set.
+        count: only the first ones; less than all cannot be checked.
 
     Raises:
         BadRequest: there is no such set, or what is drawn is not what was frozen.
@@ -67,6 +73,8 @@ def frozen_specs(name: str) -> tuple[InstanceSpec, ...]:
     if name not in frozen_sets():
         raise BadRequest(f"instances: no set {name!r}; use one of {', '.join(frozen_sets())}")
     frozen = frozen_sets()[name]
+    if count is not None and count < frozen.count:
+        return _drawn(frozen.split, frozen.first_seed, count)
     specs = _drawn(frozen.split, frozen.first_seed, frozen.count)
     found = specs_sha256(specs)
     if found != frozen.sha256:

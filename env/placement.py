@@ -1,8 +1,9 @@
 """``meshwright/Placement-v0``: one plan an episode, decision by decision, for Gymnasium.
 
 An action is a candidate's number; ``action_masks`` says which are valid, and no episode gets stuck.
-The reward comes at the end, ``log(reference_s / time_s)`` of the finished plan. Whoever takes a
-masked action ends the episode with ``MASKED_REWARD``.
+The reward comes at the end, ``log(reference_s / time_s)`` of the finished plan. Whoever takes an
+action that is masked, or no candidate's number at all, ends the episode with ``MASKED_REWARD``.
+An episode that has ended takes no further step before ``reset``.
 
 A = MAX_CANDIDATES.
 """
@@ -10,6 +11,7 @@ A = MAX_CANDIDATES.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -81,6 +83,7 @@ class PlacementEnv(gymnasium.Env[Observation, np.int64]):
         self.episode: Episode | None = None
         """The plan as it grows; ``None`` before the first ``reset``."""
         self._number = 0
+        self._has_ended = False
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
@@ -92,17 +95,16 @@ class PlacementEnv(gymnasium.Env[Observation, np.int64]):
             options: ``{"instance": 3}`` takes that one instead of drawing.
 
         Raises:
-            BadRequest: there is no such instance.
+            BadRequest: there is no such instance, or no such option.
             NoFeasiblePlan: nothing fits in it.
         """
+        asked = self._asked(options or {})
         super().reset(seed=seed)
         drawn_number = int(self.np_random.integers(len(self.instances)))
-        number = int((options or {}).get("instance", drawn_number))
-        if not 0 <= number < len(self.instances):
-            raise BadRequest(f"no instance {number}; there are {len(self.instances)}")
-        self._number = number
-        self.episode = Episode(self.instances[number])
-        return self._observe(), {"instance": self.instances[number].name}
+        self._number = drawn_number if asked is None else asked
+        self.episode = Episode(self.instances[self._number])
+        self._has_ended = False
+        return self._observe(), {"instance": self.instances[self._number].name}
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Make a decision; where nothing is left to decide, any action will do.
@@ -111,17 +113,21 @@ class PlacementEnv(gymnasium.Env[Observation, np.int64]):
         complete plan its ``time_s`` and ``placed`` (row, variants and cut).
 
         Raises:
-            BadRequest: before ``reset``.
+            BadRequest: before ``reset``, after the end, or the action is no whole number.
         """
         episode = self._running()
-        slot = int(action)
-        if not episode.is_done and not (slot < len(episode.valid) and episode.valid[slot]):
-            return self._observe(), MASKED_REWARD, True, False, {"masked": True}
+        if self._has_ended:
+            raise BadRequest("the episode has ended; call reset before the next step")
+        slot = _whole(action, "the action")
         if not episode.is_done:
+            if not (0 <= slot < len(episode.valid) and episode.valid[slot]):
+                self._has_ended = True
+                return self._observe(), MASKED_REWARD, True, False, {"masked": True}
             episode.choose(slot)
         placed = episode.placed
         if placed is None:
             return self._observe(), 0.0, False, False, {}
+        self._has_ended = True
         reward = math.log(episode.instance.reference_s / episode.time_s)
         info = {
             "time_s": episode.time_s,
@@ -144,6 +150,17 @@ class PlacementEnv(gymnasium.Env[Observation, np.int64]):
             return None
         episode = self._running()
         return told(episode) if self.render_mode == "ansi" else drawn(episode)
+
+    def _asked(self, options: Mapping[str, Any]) -> int | None:
+        unknown = sorted(str(name) for name in options if name != "instance")
+        if unknown:
+            raise BadRequest(f"no option {unknown[0]!r} of reset; there is only 'instance'")
+        if "instance" not in options:
+            return None
+        number = _whole(options["instance"], "option instance")
+        if not 0 <= number < len(self.instances):
+            raise BadRequest(f"no instance {number}; there are {len(self.instances)}")
+        return number
 
     def _running(self) -> Episode:
         if self.episode is None:
@@ -212,6 +229,13 @@ class GraphObservation(gymnasium.ObservationWrapper[Observation, np.int64, Obser
         inner = self.unwrapped
         assert isinstance(inner, PlacementEnv), "a placement environment"
         return inner.action_masks()
+
+
+def _whole(number: Any, what: str) -> int:
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise BadRequest(f"{what} is {number!r}; give a whole number") from None
 
 
 def _box(*shape: int) -> spaces.Box:

@@ -93,6 +93,8 @@ class PricedRooms:
         group_of = {number: g for g, classes in enumerate(group_classes) for number in classes}
         self.group_of_segment = np.array([group_of[c] for c in context.model.segment_classes])
         """(V,)"""
+        self.evaluations = 0
+        """Plans priced so far, those too that only tell whether a row fits."""
         self._rooms: dict[int, Room] = {}
         self._known: dict[int, bool] = {}
         self._opened: dict[int, tuple[Sharded, ...]] = {}
@@ -143,9 +145,10 @@ class PricedRooms:
     def _plans(
         self, sharded: Sharded, chosen: IntArray
     ) -> Iterator[tuple[int, IntArray, IntArray]]:
-        """Every cut with (n, V) strategies and (n, P) starts of plans on it."""
+        """Every cut with (n, V) strategies and (n, P) starts of plans on it, to be priced."""
         assignment = chosen[:, self.group_of_segment]
         for cut in sharded.cuts:
+            self.evaluations += len(chosen)
             yield cut, assignment, np.repeat(sharded.starts[cut][None], len(chosen), axis=0)
 
     # A row's prices ----------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -43,7 +42,6 @@ from meshwright.solvers.planner import PlanningResult, plan_graph
 from meshwright.space.pins import Pins, parse_pins
 from meshwright.space.search import Progress, Proposer
 from meshwright.spmd.prepared import lower_plan, prepare
-from meshwright.strict_json import one_line
 from meshwright.tracking import file_sha256
 
 __all__ = ["ParallelModel", "Planned", "annotate", "parallelize", "plan", "plan_reference"]
@@ -247,27 +245,27 @@ def _plan_captured(
         proposers=() if learned is None else (learned[0],),
         **options,
     )
-    return result if learned is None else _made_with(result, learned[1])
+    return result if learned is None else _made_with(result, *learned)
 
 
 def _learned_planner(name: str | None, level: str) -> tuple[Proposer, str] | None:
     """The planner ``plan(planner=name)`` means, and the hash of its weights."""
     if name == "none" or (name is None and level == "O1"):
         return None
-    from meshwright.agents.planner import PRETRAINED, PolicyDecider  # takes seconds
+    from meshwright.agents.planner import PRETRAINED, PolicyDecider, planner_file  # takes seconds
 
-    path = PRETRAINED if name in (None, "pretrained") else Path(str(name)) / PRETRAINED.name
-    if name is None and not path.exists():
+    if name is None and not PRETRAINED.exists():
         return None
-    if name not in (None, "pretrained") and not path.parent.is_dir():
-        raise BadRequest(
-            f"--planner: {one_line(str(name))}: no folder; use none, pretrained or the folder of a "
-            "`meshwright train`"
-        )
+    path = PRETRAINED if name is None else planner_file(name)
     return Guided(PolicyDecider.pretrained(path)), file_sha256(path)
 
 
-def _made_with(result: PlanningResult, planner_sha256: str) -> PlanningResult:
+def _made_with(result: PlanningResult, planner: Proposer, planner_sha256: str) -> PlanningResult:
+    """Plans name the planner where it had one of its own to compare with."""
+    told = (solver for solver in result.search.solvers if solver.name == planner.name)
+    if all(solver.best_s is None for solver in told):
+        return result
+
     def marked(plan: ParallelPlan) -> ParallelPlan:
         provenance = msgspec.structs.replace(plan.provenance, planner=planner_sha256[:12])
         return msgspec.structs.replace(plan, provenance=provenance)

@@ -16,7 +16,7 @@ from meshwright.gnn_cost.collectives.model import LinkClass, kind_of
 from meshwright.gnn_cost.collectives.samples import CollectiveSamples
 from meshwright.gnn_cost.held_out import Split
 
-__all__ = ["SYSTEMS", "Split", "analytic_time_s", "family_labels", "splits"]
+__all__ = ["SYSTEMS", "analytic_time_s", "family_labels", "splits"]
 
 FloatArray = NDArray[np.float64]
 

@@ -14,7 +14,6 @@ from meshwright.gnn_cost.held_out import BoolArray, Split
 from meshwright.gnn_cost.samples import MeasuredGraphs
 
 __all__ = [
-    "Split",
     "are_siblings",
     "held_out_shapes",
     "largest_shapes",

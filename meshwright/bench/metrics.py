@@ -16,6 +16,7 @@ __all__ = [
     "Errors",
     "average_ranks",
     "covered_fraction",
+    "mean_interval",
     "relative_errors",
     "relative_errors_of",
     "spearman",
@@ -87,3 +88,19 @@ def covered_fraction(measured: ArrayLike, low: ArrayLike, high: ArrayLike) -> fl
     if not len(measured_N):
         return None
     return float(np.mean((np.asarray(low) <= measured_N) & (measured_N <= np.asarray(high))))
+
+
+_DRAWS = 1000
+
+
+def mean_interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, float] | None:
+    """95 % bootstrap interval of the mean: percentiles of means of values drawn anew.
+
+    None of no values, and where an end is not finite.
+    """
+    values_N = np.asarray(values, dtype=np.float64)
+    if not len(values_N):
+        return None
+    drawn = np.random.default_rng(seed).integers(len(values_N), size=(_DRAWS, len(values_N)))
+    low, high = np.quantile(values_N[drawn].mean(axis=1), (0.025, 0.975), method="nearest")
+    return (float(low), float(high)) if np.isfinite(high) else None

@@ -1,16 +1,17 @@
-"""``meshwright bench WHAT FILE``: error and regret on tables of measurements."""
+"""``meshwright bench WHAT``: error and regret on tables of measurements; gaps of a planner."""
 
 from __future__ import annotations
 
 import typer
 
 from meshwright.cli.bench_ops import ops
+from meshwright.cli.bench_plans import plans
 from meshwright.cli.bench_runs import runs
 
 __all__ = ["bench_app"]
 
 bench_app = typer.Typer(
-    help="How far predictions are from what was measured, and what choosing by them costs.",
+    help="How far predictions are from what was measured, and plans from the best there are.",
     epilog="Example: meshwright bench runs runs.parquet --json",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -20,5 +21,6 @@ bench_app = typer.Typer(
 for _verb, _example in (
     (runs, "runs runs.parquet --compare analytic -o judged"),
     (ops, "ops ops.parquet --plot ops.svg"),
+    (plans, "plans test-family --planner pretrained --instances 20"),
 ):
     bench_app.command(epilog=f"Example: meshwright bench {_example}")(_verb)

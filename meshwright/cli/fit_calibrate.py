@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from meshwright.gnn_cost.calibrations import (
 )
 from meshwright.gnn_cost.collectives.samples import CollectiveSamples
 from meshwright.gnn_cost.fitting.collectives import read_collectives
-from meshwright.gnn_cost.fitting.operators import read_graphs
+from meshwright.gnn_cost.fitting.operators import graphs_of
 from meshwright.gnn_cost.operators.overheads import host_overhead_s
 from meshwright.gnn_cost.operators.splits import take, with_rest
 from meshwright.gnn_cost.pretrained_pricing import load_pricing, pretrained_folder
@@ -42,7 +42,7 @@ from meshwright.gnn_cost.samples import MeasuredGraphs
 from meshwright.records import Kind, RecordStore
 from meshwright.strict_json import one_line
 
-__all__ = ["calibrate", "corrected_pricing"]
+__all__ = ["calibrate", "corrected_pricing", "measures_costs"]
 
 _MAX_SHOWN = 8
 _WEIGHTS = ("*.safetensors", "*.json")
@@ -71,7 +71,10 @@ def calibrate(
     found, files, skipped = _written(paths, weights, folder, cluster, out.progress)
     if not found:
         said = "; ".join(f"{name}: {reason}" for name, reason in skipped[:_MAX_SHOWN])
-        raise BadRequest(f"--calibrate: nothing was measured that can be used: {one_line(said)}")
+        hint = "" if cluster else "; say by --cluster what records were measured on"
+        raise BadRequest(
+            f"--calibrate: nothing was measured that can be used: {one_line(said)}{hint}"
+        )
     _show(out, found, skipped, folder)
     out.document(
         {
@@ -88,22 +91,35 @@ def corrected_pricing(
     weights: Path | None,
     folder: Path,
     cluster: Cluster | None,
+    devices: Collection[str] = (),
     say: Callable[[str], None],
 ) -> Pricing:
     """Learned prices, corrected in ``folder`` by the operators and collectives of a record store.
 
-    As they are where the store holds neither; other arguments as for ``calibrate``.
+    As they are where the store holds neither. ``say`` is told, by device, what was corrected, and
+    of which of ``devices`` nothing was measured; other arguments as for ``calibrate``.
     """
-    measured = (Kind.OPERATOR, Kind.COLLECTIVE)
-    if not any(RecordStore(Path(store)).query(kind=kind)[0] for kind in measured):
+    if not measures_costs(store):
         say("the store measured no operator or collective; prices are as learned elsewhere")
         return load_pricing(weights)
     found, _, skipped = _written([store], weights, folder, cluster, say)
     for name, reason in skipped[:_MAX_SHOWN]:
         say(f"not used: {name}: {reason}")
-    if not found:
-        return load_pricing(weights)
-    return load_pricing(folder)
+    for one in found:
+        say(
+            f"prices of {one.device} are corrected by {one.num_samples} measurements: off by "
+            f"{one.error_before:.1%} before, {one.error_after:.1%} now"
+        )
+    missing = sorted({*devices} - {one.device for one in found})
+    if missing:
+        say(f"nothing was measured on {', '.join(missing)}; its prices are as learned elsewhere")
+    return load_pricing(folder) if found else load_pricing(weights)
+
+
+def measures_costs(store: str) -> bool:
+    """Whether a record store holds an operator or a collective."""
+    kinds = (Kind.OPERATOR, Kind.COLLECTIVE)
+    return any(RecordStore(Path(store)).query(kind=kind)[0] for kind in kinds)
 
 
 def _written(
@@ -154,14 +170,11 @@ def _parts(
     if pricing.operators is not None and (
         data.operators or any(record.kind == Kind.OPERATOR for record in data.records)
     ):
-        graphs, dropped = read_graphs(data)
+        graphs, dropped = graphs_of(data)
         skipped += [(f"{count} operators", reason) for reason, count in dropped.items()]
-        seen = np.ones(graphs.count, np.bool_)
-        graphs = with_rest(graphs, host_overhead_s(graphs, seen=seen))
-        for place, device in enumerate(graphs.devices):
-            own = _of_device(graphs, place)
+        for own in () if graphs is None else _by_device(graphs):
             predict = operator_prediction(pricing.operators, own)
-            parts.setdefault(device.name, []).append(
+            parts.setdefault(own.devices[0].name, []).append(
                 MeasuredPart(predict=predict, measured_s=own.time_s)
             )
     has_collectives = any(record.kind == Kind.COLLECTIVE for record in data.records)
@@ -187,11 +200,13 @@ def _parts(
     return parts, skipped
 
 
-def _of_device(graphs: MeasuredGraphs, place: int) -> MeasuredGraphs:
-    own = take(graphs, graphs.device == place)
-    return dataclasses.replace(
-        own, devices=(graphs.devices[place],), device=np.zeros(own.count, np.int64)
-    )
+def _by_device(graphs: MeasuredGraphs) -> Iterator[MeasuredGraphs]:
+    """The graphs of each device, with what measuring added to them told apart."""
+    seen = np.ones(graphs.count, np.bool_)
+    graphs = with_rest(graphs, host_overhead_s(graphs, seen=seen))
+    for place, device in enumerate(graphs.devices):
+        own = take(graphs, graphs.device == place)
+        yield dataclasses.replace(own, devices=(device,), device=np.zeros(own.count, np.int64))
 
 
 def _calibration(
@@ -230,7 +245,8 @@ def _copy_weights(source: Path, folder: Path) -> None:
                     f"{one_line(str(folder))}: holds other weights ({path.name}); give another -o"
                 )
         for path in files:
-            shutil.copyfile(path, folder / path.name)
+            if not (folder / path.name).exists():  # Another process may be reading it.
+                shutil.copyfile(path, folder / path.name)
         for path in sorted(source.glob(f"{CALIBRATIONS_NAME}/*.json")):
             target = folder / CALIBRATIONS_NAME / path.name
             target.parent.mkdir(exist_ok=True)

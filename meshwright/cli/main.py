@@ -41,7 +41,7 @@ _VERBS = {
     "validate": "validate plan.json",
     "run": "run plan.json --steps 10 --verify",
     "fit": "fit --tables ops.parquet collectives.parquet -o my-weights --budget 10m",
-    "train": "train -o my-planner --budget 90m",
+    "train": "train -o my-planner",
     "models": "models llama3-8b",
     "clusters": "clusters 2x8xa100-80gb",
     "doctor": "doctor --json",

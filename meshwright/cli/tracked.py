@@ -89,6 +89,24 @@ def track_run(
         job_type="run",
     )
     used(tracker, "plan", report.plan_sha256)
+    tracker.config(
+        {
+            "model": report.model,
+            "cluster": report.cluster,
+            "mesh": {**report.mesh},
+            "num_microbatches": report.num_microbatches,
+            "precision": report.precision,
+        }
+    )
+    predicted = report.predicted
+    tracker.summary(
+        {
+            "step_time_s": report.step_time.median_s,
+            "predicted_step_time_s": None if predicted is None else predicted.step_time_s,
+            "samples_per_s": report.samples_per_s,
+            "peak_memory_bytes": report.peak_memory_bytes,
+        }
+    )
     tracker.artifact(
         "meshwright-run",
         kind="run-report",

@@ -70,13 +70,16 @@ _PricesOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|DIR",
-        help="What prices: analytic (usual), learned (usual with --traces), or a fit's folder.",
+        help="What prices: analytic (usual), learned (usual with --traces and --finetune), "
+        "or a fit's folder.",
     ),
 ]
 _ObjectiveOption = Annotated[
     Objective, typer.Option(help="Of PPO: the mean of rollouts, or the best of a group.")
 ]
-_EncoderOption = Annotated[Encoder, typer.Option(help="With messages over the graph, or without.")]
+_EncoderOption = Annotated[
+    Encoder | None, typer.Option(help="With messages over the graph (usual), or without.")
+]
 _RandomizationOption = Annotated[
     float | None, typer.Option(help="How far costs are off in PPO (standard deviation).")
 ]
@@ -108,7 +111,7 @@ def train(
     ppo: _IterationsOption = None,
     expert: _IterationsOption = None,
     objective: _ObjectiveOption = Objective.MAX,
-    encoder: _EncoderOption = Encoder.GRAPH,
+    encoder: _EncoderOption = None,
     randomization: _RandomizationOption = None,
     learning_rate: _RateOption = None,
     hidden: _HiddenOption = None,
@@ -122,7 +125,7 @@ def train(
     group: GroupOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Make the learned planner: imitation of exact optima, then PPO, then expert iteration.
+    """Make the learned planner: imitation of exact optima, then PPO; expert iteration if asked.
 
     Without options it makes the one that comes with the package. torchrun trains on all its ranks.
     """
@@ -162,7 +165,7 @@ class Asked:
     iterations: Mapping[str, int | None]
     """By phase."""
     objective: Objective
-    encoder: Encoder
+    encoder: Encoder | None
     randomization: float | None
     learning_rate: float | None
     hidden: int | None

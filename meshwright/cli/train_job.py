@@ -19,6 +19,7 @@ from rich.table import Table
 from meshwright.agents.making import BEST_METRICS, Made, PlannerJob, Start, make_planner
 from meshwright.agents.making import require_fresh as require_fresh_folder
 from meshwright.agents.planner import PRETRAINED
+from meshwright.agents.ranks import rank_and_size
 from meshwright.agents.syllabus import (
     Syllabus,
     cluster_syllabus,
@@ -26,15 +27,15 @@ from meshwright.agents.syllabus import (
     traced_syllabus,
 )
 from meshwright.agents.training import TrainingSettings
-from meshwright.cli.fit_calibrate import corrected_pricing
+from meshwright.cli.fit_calibrate import corrected_pricing, measures_costs
 from meshwright.cli.output import Output
 from meshwright.cli.train import Asked, Objective
 from meshwright.cluster import parse_cluster
 from meshwright.cost.pricing import ANALYTIC, Pricing
 from meshwright.env.maker import Maker
 from meshwright.env.models import cache_folder
-from meshwright.errors import BadRequest
-from meshwright.gnn_cost.pretrained_pricing import load_pricing
+from meshwright.errors import BadRequest, PlannerError
+from meshwright.gnn_cost.pretrained_pricing import load_pricing, named_pricing
 from meshwright.solvers.reference import rule_time_s
 from meshwright.tracking import Mirrored, Tracker, open_tracker, source_of, used
 
@@ -42,6 +43,8 @@ __all__ = ["run_training"]
 
 _LONGEST_WAIT = timedelta(hours=6)
 """Of ranks while one makes the instances."""
+_PEER_ENDED = "onnection closed by peer"
+"""In what gloo says then."""
 
 
 def run_training(asked: Asked, out: Output) -> None:
@@ -53,6 +56,8 @@ def run_training(asked: Asked, out: Output) -> None:
     with _ranks() as rank:
         folder = _folder(asked)
         require_fresh_folder(folder, is_resumed=asked.is_resumed)
+        if dist.is_initialized():
+            dist.barrier()  # Nobody writes there before all have looked.
         torch.set_num_threads(asked.num_threads)
         job = _job(asked, folder, out)
         problems: list[str] = []
@@ -97,6 +102,12 @@ def _ranks() -> Iterator[int]:
     dist.init_process_group("gloo", timeout=_LONGEST_WAIT)
     try:
         yield dist.get_rank()
+    except RuntimeError as error:
+        if _PEER_ENDED not in str(error):
+            raise
+        raise PlannerError(
+            f"rank {dist.get_rank()}: another rank ended first; see what that one said"
+        ) from error
     finally:
         dist.destroy_process_group()
 
@@ -109,18 +120,18 @@ def _folder(asked: Asked) -> Path:
 
 
 def _job(asked: Asked, folder: Path, out: Output) -> PlannerJob:
-    start = _start(asked)
+    start, syllabus = _start(asked), _syllabus(asked)
     return PlannerJob(
-        syllabus=_syllabus(asked),
+        syllabus=syllabus,
         settings=_settings(asked, start),
         maker=Maker(
             cache=cache_folder() if asked.cache is None else Path(asked.cache),
             reference=rule_time_s,
-            pricing=_pricing(asked, folder, out),
+            pricing=_pricing(asked, syllabus, folder, out),
             cluster=None if asked.finetune is None else parse_cluster(asked.finetune),
         ),
         folder=folder,
-        reproduce=_command(asked),
+        reproduce=_command(asked, num_ranks=rank_and_size()[1]),
         start=start,
         num_processes=asked.num_processes or len(os.sched_getaffinity(0)),
     )
@@ -140,21 +151,43 @@ def _syllabus(asked: Asked) -> Syllabus:
     return general_syllabus(asked.num_instances)
 
 
-def _pricing(asked: Asked, folder: Path, out: Output) -> Pricing:
-    """Learned prices are corrected by what the store of ``--traces`` measured of operators."""
-    if asked.cost_model == "analytic" or (asked.cost_model is None and asked.traces is None):
+def _pricing(asked: Asked, syllabus: Syllabus, folder: Path, out: Output) -> Pricing:
+    """Those that ``plan`` has for the cluster or the jobs; for all clusters, data sheets.
+
+    Learned prices are corrected by what the store of ``--traces`` measured.
+    """
+    is_general = asked.traces is None and asked.finetune is None
+    name = asked.cost_model or ("analytic" if is_general else "learned")
+    if syllabus.cluster is not None:
+        return named_pricing(name, syllabus.cluster)
+    if name == "analytic":
+        if asked.traces is not None and measures_costs(asked.traces):
+            out.progress("--cost-model analytic: what the store measured changes no price")
         return ANALYTIC
-    is_named = asked.cost_model not in (None, "learned")
-    weights = Path(asked.cost_model or "") if is_named else None
+    weights = None if name == "learned" else Path(name)
     if asked.traces is None:
         return load_pricing(weights)
-    return corrected_pricing(
-        asked.traces,
-        weights=weights,
-        folder=folder / "cost-model",
-        cluster=None if asked.cluster is None else parse_cluster(asked.cluster),
-        say=out.progress,
-    )
+    specs = (*syllabus.train, *syllabus.validation)
+    with _rank_0_first() as is_first:
+        return corrected_pricing(
+            asked.traces,
+            weights=weights,
+            folder=folder / "cost-model",
+            cluster=None if asked.cluster is None else parse_cluster(asked.cluster),
+            devices={part.device for spec in specs for part in spec.cluster.parts},
+            say=out.progress if is_first else lambda _: None,
+        )
+
+
+@contextmanager
+def _rank_0_first() -> Iterator[bool]:
+    """Whether this is rank 0; others enter when it is done, so what it wrote they find."""
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    if not is_first:
+        dist.barrier()
+    yield is_first
+    if is_first and dist.is_initialized():
+        dist.barrier()
 
 
 def _settings(asked: Asked, start: Start | None) -> TrainingSettings:
@@ -177,10 +210,15 @@ def _settings(asked: Asked, start: Start | None) -> TrainingSettings:
     }
     changes |= {"num_envs": asked.num_envs, "randomization": asked.randomization}
     changes |= {"validate_every": asked.validate_every}
-    if start is None:
-        changes |= {"hidden": asked.hidden, "encoder": str(asked.encoder)}
-    elif asked.hidden not in (None, start.policy.settings.hidden):
-        raise BadRequest("--hidden: is decided by the planner that is gone on with")
+    network = {"hidden": asked.hidden, "encoder": asked.encoder and str(asked.encoder)}
+    for name, value in network.items():
+        if start is None:
+            changes[name] = value
+        elif value not in (None, getattr(settings, name)):
+            raise BadRequest(
+                f"--{name}: {value} is not what the planner that is gone on with has, "
+                f"{getattr(settings, name)}; leave it out"
+            )
     ppo = settings.ppo
     if asked.objective is Objective.MEAN:
         ppo = replace(ppo, baseline="group")
@@ -204,32 +242,37 @@ _SLOWER = 4
 """Learning rate of imitation then."""
 
 
-def _command(asked: Asked) -> str:
-    """The command line of the card: names of files, for paths are somebody's."""
-    words = ["meshwright", "train", "--seed", str(asked.seed)]
-    for option, path in (("--traces", asked.traces), ("--init", asked.init)):
-        if path is not None:
-            words += [option, Path(path).name]
-    if asked.cost_model is not None:
-        words += ["--cost-model", Path(asked.cost_model).name]
-    plain: dict[str, object] = {
-        "instances": asked.num_instances,
+def _command(asked: Asked, *, num_ranks: int) -> str:
+    """The command line of the card: names of files and folders, for paths are somebody's."""
+    words = ["meshwright", "train"]
+    if num_ranks > 1:
+        words = ["torchrun", "--nproc-per-node", str(num_ranks), "-m", "meshwright.cli", "train"]
+    words += ["--seed", str(asked.seed)]
+    named = {
+        "traces": asked.traces,
         "cluster": asked.cluster,
         "finetune": asked.finetune,
+        "init": asked.init,
+        "cost-model": asked.cost_model,
+    }
+    for name, text in named.items():
+        if text is not None:
+            words += [f"--{name}", os.path.basename(os.path.abspath(text))]
+    plain: dict[str, object] = {
+        "instances": asked.num_instances,
         **asked.iterations,
         "randomization": asked.randomization,
         "learning-rate": asked.learning_rate,
         "hidden": asked.hidden,
         "envs": asked.num_envs,
         "validate-every": asked.validate_every,
+        "encoder": asked.encoder,
     }
     for name, value in plain.items():
         if value is not None:
             words += [f"--{name}", str(value)]
     if asked.objective is not Objective.MAX:
         words += ["--objective", str(asked.objective)]
-    if str(asked.encoder) != "graph":
-        words += ["--encoder", str(asked.encoder)]
     if asked.num_threads != 1:
         words += ["--threads", str(asked.num_threads)]
     return shlex.join(words)

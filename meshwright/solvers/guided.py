@@ -44,8 +44,8 @@ class Guided:
 
         Args:
             decider: where to start.
-            max_evaluations: distinct plans priced at most; by default what the level allows. As
-                many as the decider has are always priced.
+            max_evaluations: distinct plans priced at most besides what the decider prices itself;
+                by default what the level allows. All that it decides are always priced.
             max_skeletons: skeletons searched at most; by default what the level allows.
         """
         self._decider = decider
@@ -60,11 +60,16 @@ class Guided:
     def propose(self, context: SearchContext, deadline_s: float | None = None) -> SolveResult:
         """The best plans found, exactly priced, the decider's own among them."""
         start_s = time.monotonic()
-        decisions = self._decider.decide(context, deadline_s)
+        decided = self._decider.decide(context, deadline_s)
+        decisions = decided.decisions
         if not decisions:
-            seconds = time.monotonic() - start_s
-            nothing = SolveStatus.NOT_APPLICABLE
-            return SolveResult(candidates=(), evaluations=0, seconds=seconds, status=nothing)
+            nothing = SolveStatus.NOT_APPLICABLE if decided.is_complete else SolveStatus.STOPPED
+            return SolveResult(
+                candidates=(),
+                evaluations=decided.evaluations,
+                seconds=time.monotonic() - start_s,
+                status=nothing,
+            )
         budget = self._max_evaluations or _MAX_EVALUATIONS[context.level]
         skeletons = tuple(dict.fromkeys(decision.skeleton for decision in decisions))
         skeletons = skeletons[: self._max_skeletons or _MAX_SKELETONS[context.level]]
@@ -88,14 +93,15 @@ class Guided:
         places = landscape.best or tuple(p for p in (landscape.leanest,) if p is not None)
         found = [decision_of(landscape, place.draft) for place in places]
         candidates = candidates_of(context, found, solver=self.name)
-        status = SolveStatus.STOPPED if landscape.is_late else SolveStatus.SAMPLED
+        is_complete = decided.is_complete and not landscape.is_late
+        status = SolveStatus.SAMPLED if is_complete else SolveStatus.STOPPED
         if not candidates:
-            status = SolveStatus.STOPPED if landscape.is_late else SolveStatus.NOT_APPLICABLE
+            status = SolveStatus.NOT_APPLICABLE if is_complete else SolveStatus.STOPPED
         elif not candidates[0].cost.fits:
             status = SolveStatus.NOTHING_FITS
         return SolveResult(
             candidates=candidates,
-            evaluations=landscape.evaluations,
+            evaluations=decided.evaluations + landscape.evaluations,
             seconds=time.monotonic() - start_s,
             status=status,
         )

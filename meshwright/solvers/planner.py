@@ -28,7 +28,7 @@ from meshwright.space.bounds import time_lower_bound_s
 from meshwright.space.contexts import make_context
 from meshwright.space.pinned import check_pins
 from meshwright.space.pins import NO_PINS, Pins
-from meshwright.space.search import Candidate, Progress, Proposer, SearchContext
+from meshwright.space.search import Candidate, Progress, Proposer, SearchContext, SolveResult
 
 __all__ = [
     "PlanningResult",
@@ -37,7 +37,11 @@ __all__ = [
     "SolverReport",
     "make_context",
     "plan_graph",
+    "proposers_of",
 ]
+
+_FURTHER_SHARE = 0.5
+"""Of the time left when a further proposer is asked: what it may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +117,7 @@ def plan_graph(
             come on top, so that it shows why.
         progress: told what the search is doing.
         cluster_name: how the plan names the cluster; the cluster's own name by default.
-        proposers: further solvers, asked after those of the level.
+        proposers: further solvers, in the order of ``proposers_of``.
         budget_s: seconds after which the search returns what it has. Without, it is bounded by
             what it prices, and the plan is the same on every machine.
         pins: what the user has decided.
@@ -146,7 +150,7 @@ def plan_graph(
         return _planning_result(context, _by_rule(context, rule), start_s)
     result = run_portfolio(
         context,
-        (*proposers_of(context), *proposers),
+        proposers_of(context, proposers),
         top=top,
         deadline_s=None if budget_s is None else start_s + budget_s,
     )
@@ -166,14 +170,33 @@ def _by_rule(context: SearchContext, name: str) -> PortfolioResult:
     return replace(result, reason=f"it is what the rule {name} says; nothing else was tried")
 
 
-def proposers_of(context: SearchContext) -> tuple[Proposer, ...]:
-    """The solvers of the context's level.
+def proposers_of(context: SearchContext, further: Sequence[Proposer] = ()) -> tuple[Proposer, ...]:
+    """The solvers of the context's level, in the order they are asked.
 
     ``O1``: rules of thumb and uniform plans. ``O2``: these on every skeleton, layer-wise mixtures,
     shardings of single operators, unequal stages, and local searches. Both also plan for the
-    devices of one type alone.
+    devices of one type alone. ``further`` ones are asked right after the rules, each for
+    ``_FURTHER_SHARE`` of the time left.
     """
-    return (*_of_one_pool(context), OnePool(_of_one_pool))
+    others = [proposer for proposer in _of_one_pool(context) if proposer not in RULES]
+    return (*RULES, *map(_Sharing, further), *others, OnePool(_of_one_pool))
+
+
+class _Sharing:
+    """A proposer that leaves those after it some of the time."""
+
+    def __init__(self, proposer: Proposer) -> None:
+        self._proposer = proposer
+
+    @property
+    def name(self) -> str:
+        return self._proposer.name
+
+    def propose(self, context: SearchContext, deadline_s: float | None = None) -> SolveResult:
+        if deadline_s is not None:
+            now_s = time.monotonic()
+            deadline_s = min(deadline_s, now_s + _FURTHER_SHARE * (deadline_s - now_s))
+        return self._proposer.propose(context, deadline_s)
 
 
 def _of_one_pool(context: SearchContext) -> tuple[Proposer, ...]:

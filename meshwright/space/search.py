@@ -17,6 +17,7 @@ from meshwright.space.pins import NO_PINS, Pins
 
 __all__ = [
     "Candidate",
+    "Decided",
     "Decider",
     "Progress",
     "Proposer",
@@ -156,18 +157,28 @@ class Proposer(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """What a decider came to."""
+
+    decisions: tuple[Decision, ...] = ()
+    """Worth pricing, the most promising first; none where it has nothing to say."""
+    evaluations: int = 0
+    """Plans it priced on the way."""
+    is_complete: bool = True
+    """No deadline cut it short."""
+
+
 class Decider(Protocol):
-    """Decides without judging: an agent, whose decisions a search starts from."""
+    """Decides without judging exactly: an agent, whose decisions a search starts from."""
 
     @property
     def name(self) -> str:
         """For provenance and reports."""
         ...
 
-    def decide(
-        self, context: SearchContext, deadline_s: float | None = None
-    ) -> tuple[Decision, ...]:
-        """Decisions worth pricing, the most promising first; none where it has nothing to say.
+    def decide(self, context: SearchContext, deadline_s: float | None = None) -> Decided:
+        """Decisions worth pricing.
 
         Args:
             context: what to plan; the same decisions for the same ``context.seed``.

@@ -3,6 +3,7 @@
 ``index.jsonl`` holds what was asked for and what came of it, one event a line (``started``,
 ``config``, ``table``, ``artifact``, ``summary``, ``finished``), ``metrics.jsonl`` one line for each
 step of a group. A line that a killed process left half written is cut off before the next is added.
+Who goes on from a checkpoint tells the steps after it again: their lines bear a higher ``attempt``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ _SCHEMA_VERSION = 1
 
 
 class LocalTracker:
-    """A Tracker that writes into ``folder``; ``run_id`` stays the same when it goes on later."""
+    """A Tracker that writes into ``folder``.
+
+    When it goes on later ``run_id`` stays the same and ``attempt``, from 1, is one more.
+    """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """Begin, or go on with, the index in ``folder``.
@@ -47,11 +51,12 @@ class LocalTracker:
                 if line.get("event") == "started"
             ]
             self.run_id = str(started[0]["run_id"]) if started else secrets.token_hex(8)
+            self.attempt = len(started) + 1
             self._event(
                 "started",
                 schema_version=_SCHEMA_VERSION,
                 run_id=self.run_id,
-                attempt=len(started) + 1,
+                attempt=self.attempt,
             )
         except OSError as error:
             raise BadRequest(
@@ -64,7 +69,8 @@ class LocalTracker:
 
     def metrics(self, group: str, values: Mapping[str, float], *, step: int) -> None:
         """See ``Tracker``; what is not finite is written as null."""
-        self._add(METRICS_NAME, {"group": group, "step": step, **_plain(values)}, sync=False)
+        facts = {"group": group, "step": step, "attempt": self.attempt}
+        self._add(METRICS_NAME, {**facts, **_plain(values)}, sync=False)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[JsonValue]]) -> None:
         """See ``Tracker``."""

@@ -1,10 +1,11 @@
 """The mirror of an experiment in Weights & Biases, online or offline; an optional extra.
 
 Each group of metrics has a step of its own (``operators/0/step``), so that a run that goes on from
-a checkpoint may repeat steps. What a model was made from is an artifact of its own (of type
-``dataset``, or an input) that holds names and hashes and no data; online the run *uses* it, which
-draws the lineage where its maker logged an equal one (``tracking.lineage``). Offline there is no
-server to ask: it is logged only, and ``wandb sync`` uploads it later.
+a checkpoint may repeat steps; ``operators/0/attempt`` tells them apart. What a model was made from
+is an artifact of its own (of type ``dataset``, or an input) that holds names, hashes and
+specifications and no measurements; online the run *uses* it, which draws the lineage where its
+maker logged an equal one (``tracking.lineage``). Offline there is no server to ask: it is logged
+only, and ``wandb sync`` uploads it later.
 Nothing about the machine is sent: no code, no environment, no statistics of the system.
 """
 
@@ -70,6 +71,7 @@ def open_mirror(
     run_id: str,
     folder: Path,
     complain: Callable[[str], None],
+    attempt: int = 1,
     job_type: str | None = None,
     best: Mapping[str, str] | None = None,
 ) -> Tracker | None:
@@ -85,6 +87,7 @@ def open_mirror(
         run_id: of the local index; a run that goes on goes on in W&B too.
         folder: where W&B keeps its files, under ``wandb``.
         complain: told what failed, in one line.
+        attempt: how often the run began or went on, with this time.
         job_type: what the run does: ``train``, ``evaluate``...
         best: for metrics (``"validation/gap"``) which of their values sums up the run: ``min``,
             ``max``, ``mean`` or ``last``, which it is for all others.
@@ -95,21 +98,22 @@ def open_mirror(
     require_wandb(mode)
     if mode is WandbMode.DISABLED:
         return None
-    for attempt in (mode, WandbMode.OFFLINE):
+    for tried in (mode, WandbMode.OFFLINE):
         try:
             return WandbMirror(
-                attempt,
+                tried,
                 project=project,
                 group=group,
                 name=name,
                 run_id=run_id,
+                attempt=attempt,
                 folder=folder,
                 job_type=job_type,
                 best=best or {},
             )
         except Exception as error:
-            complain(f"W&B cannot start {attempt}: {one_line(str(error))}")
-            if attempt is WandbMode.OFFLINE:
+            complain(f"W&B cannot start {tried}: {one_line(str(error))}")
+            if tried is WandbMode.OFFLINE:
                 break
     return None
 
@@ -125,6 +129,7 @@ class WandbMirror:
         group: str | None,
         name: str,
         run_id: str,
+        attempt: int,
         folder: Path,
         job_type: str | None,
         best: Mapping[str, str],
@@ -134,6 +139,7 @@ class WandbMirror:
         self._wandb: Any = wandb
         self._is_online = mode is WandbMode.ONLINE
         self._groups: set[str] = set()
+        self._attempt = attempt
         self._best = dict(best)
         folder.mkdir(parents=True, exist_ok=True)
         self._run: Any = wandb.init(
@@ -146,6 +152,7 @@ class WandbMirror:
             dir=str(folder.resolve()),
             mode=str(mode),  # type: ignore[arg-type] # a Literal there
             resume="allow",
+            reinit="finish_previous",  # One that failed was never ended, and would be given again.
             settings=wandb.Settings(
                 silent=True,
                 console="off",
@@ -170,14 +177,14 @@ class WandbMirror:
         """See ``Tracker``."""
         if group not in self._groups:
             self._groups.add(group)
-            self._run.define_metric(f"{group}/step", hidden=True)
+            for name in ("step", "attempt"):
+                self._run.define_metric(f"{group}/{name}", hidden=True)
             self._run.define_metric(f"{group}/*", step_metric=f"{group}/step")
             for name, summary in self._best.items():
                 if name.startswith(f"{group}/"):
                     self._run.define_metric(name, step_metric=f"{group}/step", summary=summary)
-        self._run.log(
-            {f"{group}/step": step, **{f"{group}/{key}": value for key, value in values.items()}}
-        )
+        whole = {"step": step, "attempt": self._attempt, **values}
+        self._run.log({f"{group}/{key}": value for key, value in whole.items()})
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[JsonValue]]) -> None:
         """See ``Tracker``."""

@@ -43,6 +43,7 @@ def open_tracker(
         group=group,
         name=folder.name,
         run_id=local.run_id,
+        attempt=local.attempt,
         folder=folder,
         complain=complain,
         job_type=job_type,

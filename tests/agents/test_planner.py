@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
 
 from meshwright.agents.evaluation import play
-from meshwright.agents.planner import sample_plans
+from meshwright.agents.planner import PolicyDecider, best_of_rows, sample_plans
 from meshwright.agents.policy import OnInstances, PlacementPolicy
 from meshwright.agents.weights import new_policy
+from meshwright.api import plan_reference
+from meshwright.cluster import parse_cluster
+from meshwright.cost.pricing import ANALYTIC
 from meshwright.env.batched import BatchedPlacement
+from meshwright.env.build import instance_of
 from meshwright.env.instance import Instance
 from meshwright.env.toys import random_instance, toy_instances
+from meshwright.plans.plan import JobSpec
+from meshwright.solvers.planner import make_context
+from meshwright.space.evaluate import price_decision
+from meshwright.space.search import SearchContext
+from tests.cost.graphs import tiny_gpt
 
 
 def drawn(count: int) -> list[Instance]:
@@ -81,3 +92,84 @@ def test_a_higher_temperature_draws_more_different_plans() -> None:
     )
 
     assert len(cold) < len(warm)
+
+
+def test_the_best_of_the_rows_is_never_slower_than_the_samples() -> None:
+    faster = 0
+    for instance in drawn(8):
+        sampled = sample_plans(decided(), instance, num_samples=4, seed=0)
+        found = best_of_rows(instance, (plan.placed.row for plan in sampled))
+        rows = {plan.placed.row for plan in sampled}
+
+        assert sorted(rows) == sorted(plan.placed.row for plan in found)
+        assert [float(instance.rooms.open(plan.placed.row).time_s.min()) for plan in found] == [
+            plan.time_s for plan in found
+        ]
+        assert sampled[0].time_s >= found[0].time_s
+        faster += found[0].time_s < sampled[0].time_s
+
+    assert faster > 0
+
+
+def test_rows_on_which_nothing_fits_have_no_best_plan() -> None:
+    narrow = random_instance(np.random.default_rng(0), num_rows=40, fitting_share=0.2)
+    every = range(len(narrow.rows))
+
+    assert [row for row in every if narrow.rooms.fits(row)] == sorted(
+        plan.placed.row for plan in best_of_rows(narrow, every)
+    )
+
+
+# --- As a decider ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def context() -> SearchContext:
+    return make_context(
+        tiny_gpt(16),
+        reference="tiny",
+        cluster=parse_cluster("4xa100"),
+        job=JobSpec(global_batch=16),
+    )
+
+
+def test_decisions_are_the_best_of_what_was_priced_and_all_of_that_counts(
+    context: SearchContext,
+) -> None:
+    decided_of = PolicyDecider(decided(), num_samples=8).decide(context)
+    instance = instance_of(context, reference=lambda _: 1.0, simulate=False)
+    sampled = sample_plans(decided(), instance, num_samples=8, seed=0)
+    rooms = [instance.rooms.open(row) for row in {plan.placed.row for plan in sampled}]
+    best_s = min(float(room.time_s.min()) for room in rooms)
+
+    assert 8 == len(set(decided_of.decisions))
+    assert decided_of.is_complete
+    assert (
+        pytest.approx(best_s, rel=0.02) == price_decision(context, decided_of.decisions[0]).time_s
+    )
+    assert sum(int(np.isfinite(room.time_s).sum()) for room in rooms) <= decided_of.evaluations
+
+
+def test_a_late_decider_says_that_it_was_cut_short(context: SearchContext) -> None:
+    found = PolicyDecider(decided()).decide(context, time.monotonic() - 1.0)
+
+    assert ((), 0, False) == (found.decisions, found.evaluations, found.is_complete)
+
+
+@pytest.mark.parametrize(("budget_s", "is_named"), [(None, True), (0.0, False)])
+def test_plans_name_the_planner_that_answered(budget_s: float | None, is_named: bool) -> None:
+    planned = plan_reference(
+        "tiny-mlp",
+        cluster="cpu:4",
+        job=JobSpec(global_batch=8),
+        pricing=ANALYTIC,
+        planner="pretrained",
+        budget_s=budget_s,
+    ).result
+    (policy,) = [solver for solver in planned.search.solvers if solver.name == "policy"]
+
+    assert is_named == (policy.status == "sampled") == (policy.evaluations > 0)
+    assert (not is_named) == (policy.status == "stopped")
+    assert {is_named} == {
+        bool(one.plan.provenance.planner) for one in (planned, *planned.alternatives)
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,10 @@ from meshwright.agents.training import Training, TrainingSettings
 from meshwright.agents.weights import load_policy, new_policy, save_policy
 from meshwright.env.toys import toy_instances
 from meshwright.errors import BadRequest
-from meshwright.tracking import LocalTracker, Tracker
+from meshwright.tracking import LocalTracker, Tracker, read_lines
 
+DOCS = Path(__file__).parents[2] / "docs" / "train.md"
+HALVES = ("half", "whole")
 TOYS = toy_instances()
 SETTINGS = TrainingSettings(
     hidden=16,
@@ -89,6 +92,47 @@ def test_a_run_tells_every_iteration_and_keeps_the_best(tmp_path: Path) -> None:
     assert min(gaps) == pytest.approx(run.progress.best_gap)
     assert "toys" == card["data"]
     assert ["best.json", "best.safetensors", "expert-2.rank0.safetensors", "progress.json"] == left
+
+
+def test_iterations_told_twice_are_told_apart(tmp_path: Path) -> None:
+    """Killed after an iteration beyond the checkpoint, which therefore comes again."""
+
+    def die(phase: str, found: Iteration) -> None:
+        if (phase, found.number) == ("imitation", 3):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        training(tmp_path / "half").run(die)
+    training(tmp_path / "half").run()
+    training(tmp_path / "whole").run()
+    half, whole = (read_lines(tmp_path / name / "log" / "metrics.jsonl")[0] for name in HALVES)
+    twice = [line for line in half if ("imitation", 3) == (line["group"], line["step"])]
+    last = {(line["group"], line["step"]): figures(line) for line in half}
+
+    assert [1, 2] == [line["attempt"] for line in twice]
+    assert len(whole) + 1 == len(half)
+    assert last == {(line["group"], line["step"]): figures(line) for line in whole}
+
+
+def figures(line: Mapping[str, Any]) -> dict[str, Any]:
+    """What an iteration gave, whenever it ran."""
+    return {name: value for name, value in line.items() if name not in ("attempt", "iteration_s")}
+
+
+def test_every_metric_is_defined_in_the_documentation(tmp_path: Path) -> None:
+    """By a row with its unit, what is better, and what it is; and no other is."""
+    training(tmp_path).run()
+    lines, _ = read_lines(tmp_path / "log" / "metrics.jsonl")
+    own = {"group", "step", "attempt"}
+    told = {f"{line['group']}/{name}" for line in lines for name in {*line} - own}
+    text = DOCS.read_text(encoding="utf-8")
+    table = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
+    rows = [row for row in table if "/" in row[0]]
+    defined = [name for row in rows for name in re.findall("`([^`]+)`", row[0])]
+
+    assert told == {*defined}
+    assert len(defined) == len({*defined})
+    assert [] == [row for row in rows if len(row) != 4 or not all(map(str.strip, row))]
 
 
 @pytest.mark.parametrize("baseline", ["group", "best", "value"])

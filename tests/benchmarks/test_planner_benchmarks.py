@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ import torch
 
 from benchmarks.intervals import difference, gap_figures, interquartile_mean, interval, win_rates
 from benchmarks.planner_ablation import Unmasked, told, trained, variants
-from benchmarks.planner_curves import Hasty, asked, curves
+from benchmarks.planner_curves import asked, by_evaluations, curves, solvers_by_seconds
 from benchmarks.planner_curves import told as told_of_contexts
-from benchmarks.planner_gap import measured
+from benchmarks.planner_gap import measured, num_fitting
 from benchmarks.planner_instances import optima_s, proposals
 from benchmarks.planner_on_trace import compared, jobs_of, judged, tuned
 from benchmarks.planner_robustness import directions, summary
@@ -24,12 +23,17 @@ from benchmarks.planner_zero_shot import inference
 from benchmarks.searchers import Lookups, Problem, available, best_by_budget
 from meshwright.agents.planner import PolicyDecider
 from meshwright.agents.weights import new_policy, save_policy
+from meshwright.cluster import parse_cluster
 from meshwright.env.batched import BatchedPlacement
 from meshwright.env.decode import best_of
 from meshwright.env.instance import Instance
 from meshwright.env.placement import MASKED_REWARD
 from meshwright.env.toys import random_instance, toy_instances
-from meshwright.space.search import SolveResult, SolveStatus
+from meshwright.plans.plan import JobSpec
+from meshwright.solvers.planner import make_context
+from meshwright.solvers.rules import RULES
+from meshwright.space.search import SearchContext, SolveResult, SolveStatus
+from tests.cost.graphs import tiny_gpt
 
 NAMES = available()
 
@@ -132,9 +136,13 @@ def test_gaps_of_a_policy_and_all_searchers(instances: list[Instance]) -> None:
     )
     rows = {(row["method"], row["evaluations"]): row for row in found["methods"]}
     policy = [rows["policy, greedy", 1], rows["policy, 8 samples", 9]]
+    (of_rows,) = [row for (name, _), row in rows.items() if name.endswith("best of their rows")]
 
     assert 4 == found["n"]
-    assert policy[0]["mean"] >= policy[1]["mean"] >= 0.0
+    assert policy[0]["mean"] >= policy[1]["mean"] >= of_rows["mean"] >= 0.0
+    assert "policy, 8 samples, best of their rows" == of_rows["method"]
+    fitting = [sum(num_fitting(item, row) for row in range(20)) for item in instances]
+    assert 9 < of_rows["evaluations"] < np.mean(fitting)
     assert policy[1]["mean"] >= rows["policy, samples, local search", 100]["mean"] >= 0.0
     assert 1.0 == pytest.approx(sum(rows["random", 9]["policy_against_it"].values()))
     best = min(optima_s(instances))
@@ -177,6 +185,16 @@ class Fixed:
         )
 
 
+def tiny_context() -> SearchContext:
+    return make_context(
+        tiny_gpt(16),
+        reference="tiny",
+        cluster=parse_cluster("2xa100"),
+        job=JobSpec(global_batch=16),
+        level="O2",
+    )
+
+
 def test_solvers_are_asked_until_the_deadline() -> None:
     context: Any = None
 
@@ -186,22 +204,24 @@ def test_solvers_are_asked_until_the_deadline() -> None:
     assert math.inf == late["best_s"]
 
 
-def test_a_hasty_proposer_leaves_others_half_of_the_time() -> None:
-    told_s: list[float | None] = []
+def test_the_portfolios_are_those_of_the_product_and_differ_in_the_agent() -> None:
+    context = tiny_context()
+    solvers = solvers_by_seconds(PolicyDecider(new_policy()))
+    both = [proposer.name for proposer in solvers["portfolio with"](context)]
+    without = [proposer.name for proposer in solvers["portfolio without"](context)]
 
-    class Listening(Fixed):
-        def propose(self, context: Any, deadline_s: float | None = None) -> SolveResult:
-            told_s.append(deadline_s)
-            return super().propose(context, deadline_s)
+    assert "policy" == both.pop(len(RULES))
+    assert [rule.name for rule in RULES] == both[: len(RULES)]
+    assert without == both
 
-    context: Any = None
-    now_s = time.monotonic()
-    Hasty(Listening()).propose(context, now_s + 100.0)
-    Hasty(Listening()).propose(context)
 
-    assert told_s[0] is not None
-    assert pytest.approx(50.0, abs=5.0) == told_s[0] - now_s
-    assert told_s[1] is None
+def test_without_the_agent_searches_get_as_many_evaluations() -> None:
+    found = by_evaluations(tiny_context, PolicyDecider(new_policy(), num_samples=2))
+    both, without = (found[f"portfolio {name}"]["evaluations"] for name in ("with", "without"))
+
+    assert both > 256
+    assert pytest.approx(both, rel=0.05) == without
+    assert all(math.isfinite(row["best_s"]) for row in found.values())
 
 
 def test_portfolios_are_compared_problem_by_problem() -> None:

@@ -54,6 +54,26 @@ def meshwright(
 
 
 @pytest.fixture(scope="session")
+def instances_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where trainings keep their instances, so that each is made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def train(meshwright: Run, instances_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """``meshwright train`` on three tiny instances."""
+    from meshwright.agents import syllabus
+    from tests.cli.small_training import SETS, SMALL
+
+    monkeypatch.setattr(syllabus, "_of_frozen", lambda name, count: SETS[name][:count])
+
+    def run(*words: str | Path) -> Answer:
+        return meshwright("train", "--cache", instances_cache, *SMALL, *words)
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def plan_text_of_tiny_mlp() -> str:
     """A plan of a small model on all of ``cpu:4``, as text."""
     from meshwright.api import plan_reference

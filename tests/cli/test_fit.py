@@ -15,8 +15,10 @@ import pytest
 from meshwright.cost.work import Family
 from meshwright.gnn_cost.fitting.cards import ModelCard
 from meshwright.gnn_cost.pretrained_pricing import load_pricing
+from meshwright.records import RecordStore
 from meshwright.tracking import read_lines
 from tests.cli.conftest import Run
+from tests.cli.small_training import linear_of_t4
 
 GPUS = {"a100_sxm_80gb": 1.0, "v100_sxm2_32gb": 2.2}
 SMALL = ("--members", "2", "--epochs", "2", "--rows-per-cell", "60")
@@ -229,3 +231,14 @@ def test_wandb_that_is_not_installed_is_one_line(
     assert 1 == answer.status
     assert "pip install" in answer.lines_of_error[0]
     assert not (tmp_path / "w").exists()
+
+
+def test_records_of_unknown_devices_cannot_calibrate(meshwright: Run, tmp_path: Path) -> None:
+    record = msgspec.structs.replace(linear_of_t4(512), device="nothing-1")
+    RecordStore(tmp_path / "store").append([record])
+    answer = meshwright("fit", "--calibrate", "store", "-o", "mine")
+
+    assert 1 == answer.status
+    assert 1 == len(answer.lines_of_error)
+    assert "device not in the catalog; say by --cluster" in answer.lines_of_error[0]
+    assert not (tmp_path / "mine").exists()

@@ -11,47 +11,10 @@ import pytest
 from meshwright.cli import demo as demo_verb
 from meshwright.cli.run import check_verified, keep_report
 from meshwright.errors import PlanRefused
-from meshwright.plans import JobSpec, read_plan
-from meshwright.records import (
-    RankMemory,
-    RecordStore,
-    StepReport,
-    Verified,
-    describe_machine,
-    describe_software,
-    read_step_report,
-    timing_of,
-    utc_now,
-)
+from meshwright.plans import JobSpec, plan_sha256, read_plan
+from meshwright.records import RecordStore, StepReport, Verified, read_step_report
 from tests.cli.conftest import Run
-
-
-def report_with(verified: Verified | None, *, precision: str = "fp32") -> StepReport:
-    return StepReport(
-        plan_sha256="ab" * 32,
-        model="m",
-        graph_sha256="cd" * 32,
-        cluster="cpu:1",
-        mesh={"tp": 1},
-        num_microbatches=1,
-        precision=precision,
-        step_time=timing_of([1.0, 2.0, 3.0]),
-        method="by hand",
-        memory=[
-            RankMemory(
-                rank=0,
-                parameter_bytes=1,
-                gradient_bytes=1,
-                optimizer_bytes=2,
-                activation_bytes=4,
-            )
-        ],
-        verified=verified,
-        samples_per_s=1.0,
-        machine=describe_machine(),
-        software=describe_software(),
-        measured_utc=utc_now(),
-    )
+from tests.cli.made_reports import report_with
 
 
 @pytest.mark.dist
@@ -63,6 +26,7 @@ def test_run_measures_verifies_and_stores(meshwright: Run, plan_file: Path, tmp_
     assert answer.document["verified"]["gradients"] <= 1e-5
     assert 3 == answer.document["step_time"]["num_repeats"]
     assert read_plan(plan_file).mesh.num_devices == len(answer.document["memory"])
+    assert plan_sha256(read_plan(plan_file)) == answer.document["plan_sha256"]
     (report,) = (tmp_path / "kept").glob("report-*.json")
     assert answer.document == json.loads(report.read_text())
     records, problems = RecordStore(tmp_path / "kept").read()

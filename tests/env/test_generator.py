@@ -162,6 +162,7 @@ def test_a_set_that_is_drawn_otherwise_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("meshwright.env.frozen.frozen_sets", lambda: sets)
 
     assert (draw(0, "train"), draw(1, "train")) == frozen_specs("mine")
+    assert (draw(0, "train"),) == frozen_specs("mine", 1)
     sets["mine"] = moved
     with pytest.raises(BadRequest, match=r"set 'mine' was frozen as .* freeze it anew"):
         frozen_specs("mine")

@@ -102,13 +102,41 @@ def test_the_known_optimum_pays_what_it_should(number: int) -> None:
     assert (placed.row, *placed.variants, placed.cut) == info["placed"]
 
 
-def test_a_masked_action_ends_the_episode() -> None:
+@pytest.mark.parametrize("action", [None, -1, -48, -49, 3, 47, 48, 10**6])
+def test_an_invalid_action_ends_the_episode(action: int | None) -> None:
+    """``None`` stands for the first one that is masked; the trap's first decision has three."""
     environment = PlacementEnv()
-    environment.reset(seed=0)
+    environment.reset(options={"instance": 1 if action is None else 2})
     masked = int(np.flatnonzero(~environment.action_masks())[0])
-    _, reward, ended, truncated, info = environment.step(masked)
+    _, reward, ended, truncated, info = environment.step(masked if action is None else action)
 
     assert (MASKED_REWARD, True, False, {"masked": True}) == (reward, ended, truncated, info)
+
+
+@pytest.mark.parametrize("action", [-1, 2], ids=["masked", "complete"])
+def test_after_its_end_an_episode_takes_no_step_before_reset(action: int) -> None:
+    environment = PlacementEnv()
+    environment.reset(options={"instance": 2})
+    ended = False
+    while not ended:
+        _, _, ended, _, _ = environment.step(action)
+        action = int(environment.action_masks().argmax())
+
+    with pytest.raises(BadRequest, match="^the episode has ended; call reset before the next"):
+        environment.step(0)
+    environment.reset(options={"instance": 2})
+    assert 0.0 == environment.step(2)[1]
+
+
+def test_through_wrappers_masks_are_asked_for_by_name() -> None:
+    environment = gymnasium.make(ENVIRONMENT_ID)
+    environment.reset(options={"instance": 2})
+    mask = environment.get_wrapper_attr("action_masks")()
+    vector = gymnasium.make_vec(ENVIRONMENT_ID, num_envs=2, vectorization_mode="sync")
+    vector.reset(options={"instance": 2})
+
+    assert [0, 1, 2] == np.flatnonzero(mask).tolist()
+    assert [[0, 1, 2]] * 2 == [np.flatnonzero(one).tolist() for one in vector.call("action_masks")]
 
 
 def test_text_tells_what_is_decided_and_what_comes() -> None:
@@ -169,8 +197,18 @@ def test_requests_that_make_no_sense_are_refused() -> None:
     environment = PlacementEnv()
     with pytest.raises(BadRequest, match="call reset first"):
         environment.step(0)
-    with pytest.raises(BadRequest, match="no instance 9; there are 3"):
-        environment.reset(options={"instance": 9})
+    for options, message in (
+        ({"instance": 9}, "^no instance 9; there are 3$"),
+        ({"instance": -1}, "^no instance -1; there are 3$"),
+        ({"instance": 1.7}, "^option instance is 1.7; give a whole number$"),
+        ({"instance": None}, "^option instance is None; give a whole number$"),
+        ({"instanze": 1}, "^no option 'instanze' of reset; there is only 'instance'$"),
+    ):
+        with pytest.raises(BadRequest, match=message):
+            environment.reset(options=options)
+    environment.reset(seed=0)
+    with pytest.raises(BadRequest, match="^the action is 0.5; give a whole number$"):
+        environment.step(0.5)  # type: ignore[arg-type]
     with pytest.raises(BadRequest, match="render_mode 'human' is none of"):
         PlacementEnv(render_mode="human")
     with pytest.raises(BadRequest, match="give at least one"):

@@ -13,7 +13,7 @@ from meshwright.solvers.guided import Guided
 from meshwright.solvers.planner import make_context
 from meshwright.space.decision import Decision, Skeleton
 from meshwright.space.evaluate import PlanSpace, price_decision
-from meshwright.space.search import SearchContext, SolveStatus
+from meshwright.space.search import Decided, SearchContext, SolveStatus
 from meshwright.space.skeletons import strategies_for
 from tests.cost.graphs import tiny_gpt
 
@@ -24,11 +24,13 @@ class Fixed:
 
     decisions: tuple[Decision, ...]
     name: str = "fixed"
+    evaluations: int = 0
+    is_complete: bool = True
 
-    def decide(
-        self, context: SearchContext, deadline_s: float | None = None
-    ) -> tuple[Decision, ...]:
-        return self.decisions
+    def decide(self, context: SearchContext, deadline_s: float | None = None) -> Decided:
+        return Decided(
+            decisions=self.decisions, evaluations=self.evaluations, is_complete=self.is_complete
+        )
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +73,21 @@ def test_the_same_seed_gives_the_same_plan(context: SearchContext) -> None:
 
 def test_nothing_decided_is_not_applicable(context: SearchContext) -> None:
     assert SolveStatus.NOT_APPLICABLE is Guided(Fixed(())).propose(context).status
+
+
+def test_what_the_decider_priced_counts(context: SearchContext) -> None:
+    decision = uniform(context, Skeleton.of({"dp_shard": 4}, num_microbatches=2), 3)
+    without = Guided(Fixed((decision,)), max_evaluations=20).propose(context)
+    counted = Guided(Fixed((decision,), evaluations=632), max_evaluations=20).propose(context)
+
+    assert 20 == without.evaluations
+    assert 652 == counted.evaluations
+    assert 7 == Guided(Fixed((), evaluations=7)).propose(context).evaluations
+
+
+def test_a_decider_cut_short_was_stopped(context: SearchContext) -> None:
+    decision = uniform(context, Skeleton.of({"dp_shard": 4}, num_microbatches=2), 3)
+    for decisions in ((), (decision,)):
+        result = Guided(Fixed(decisions, is_complete=False)).propose(context)
+        assert SolveStatus.STOPPED is result.status
+        assert bool(decisions) == bool(result.candidates)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -15,6 +17,7 @@ from meshwright.plans import check_plan, plan_text
 from meshwright.plans.plan import JobSpec, Precision
 from meshwright.solvers.planner import PlanningResult, plan_graph
 from meshwright.solvers.rules import RULES
+from meshwright.space.search import SearchContext, SolveResult, SolveStatus
 from tests.cost.graphs import tiny_gpt, whole_batch, zoo
 from tests.cost.learned import CachedOperators
 
@@ -208,3 +211,38 @@ def test_a_large_gpt_is_cut_in_every_direction() -> None:
     assert prediction.fits
     assert 64 == result.plan.mesh.num_devices
     assert 0.2 < prediction.mfu < 0.7
+
+
+@dataclass
+class Listening:
+    """Has nothing to say, but hears until when it is asked."""
+
+    name: str = "listening"
+    left_s: list[float | None] = field(default_factory=list)
+
+    def propose(self, context: SearchContext, deadline_s: float | None = None) -> SolveResult:
+        self.left_s.append(None if deadline_s is None else deadline_s - time.monotonic())
+        return SolveResult(
+            candidates=(), evaluations=0, seconds=0.0, status=SolveStatus.NOT_APPLICABLE
+        )
+
+
+def test_further_proposers_come_after_the_rules_and_leave_others_half_of_the_time() -> None:
+    further = Listening()
+
+    def asked(budget_s: float | None) -> list[str]:
+        found = plan_graph(
+            tiny_gpt(16),
+            reference="tiny",
+            cluster=parse_cluster("2xa100"),
+            job=JobSpec(global_batch=16),
+            proposers=[further],
+            budget_s=budget_s,
+        )
+        return [solver.name for solver in found.search.solvers]
+
+    rules = [rule.name for rule in RULES]
+
+    assert [*rules, "listening", "exhaustive", "one-pool"] == asked(None) == asked(1000.0)
+    assert further.left_s[0] is None
+    assert pytest.approx(500.0, abs=30.0) == further.left_s[1]

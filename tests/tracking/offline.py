@@ -8,11 +8,12 @@ block ends in zeros where fewer than 7 bytes are left.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["records_of"]
+__all__ = ["ended_records_of", "records_of"]
 
 _BLOCK_BYTES = 2**15
 _HEAD_BYTES = 7
@@ -29,6 +30,16 @@ def records_of(path: Path) -> list[Any]:
         record.ParseFromString(data)
         found.append(record)
     return found
+
+
+def ended_records_of(path: Path) -> list[Any]:
+    """Records of a run that has ended; the service of W&B may still be writing the last."""
+    for _ in range(100):
+        records = records_of(path)
+        if "exit" in [record.WhichOneof("record_type") for record in records]:
+            return records
+        time.sleep(0.1)
+    raise AssertionError("the run has no end")
 
 
 def _messages(data: bytes) -> Iterator[bytes]:

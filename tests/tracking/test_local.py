@@ -43,24 +43,26 @@ def test_everything_told_is_there(tmp_path: Path) -> None:
         "files"
     ]
     assert ["f00"] == index[3]["made_from"]
-    assert [{"group": "operators/0", "step": 3, "loss": 0.5, "error": None}] == read_lines(
-        tmp_path / "metrics.jsonl"
-    )[0]
+    facts = {"group": "operators/0", "step": 3, "attempt": 1}
+    assert [{**facts, "loss": 0.5, "error": None}] == read_lines(tmp_path / "metrics.jsonl")[0]
 
 
 def test_goes_on_under_the_same_id_after_a_half_written_line(tmp_path: Path) -> None:
     first = LocalTracker(tmp_path)
     first.summary({"a": 1})
+    first.metrics("g", {"x": 1.0}, step=1)
     with open(tmp_path / "index.jsonl", "ab") as file:
         file.write(b'{"event": "summ')
     second = LocalTracker(tmp_path)
     second.summary({"a": 2})
+    second.metrics("g", {"x": 1.0}, step=1)
     index, problems = read_lines(tmp_path / "index.jsonl")
 
     assert [] == problems
     assert first.run_id == second.run_id
     assert ["started", "summary", "started", "summary"] == [line["event"] for line in index]
     assert [1, 2] == [line["attempt"] for line in index if line["event"] == "started"]
+    assert [1, 2] == [line["attempt"] for line in read_lines(tmp_path / "metrics.jsonl")[0]]
 
 
 def test_damaged_lines_are_told_and_the_rest_is_read(tmp_path: Path) -> None:

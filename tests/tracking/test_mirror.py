@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +12,10 @@ import pytest
 
 from meshwright.errors import BadRequest
 from meshwright.tracking import Tracker, WandbMode, open_mirror
-from tests.tracking.offline import records_of
+from tests.tracking.offline import ended_records_of
 
 
-def start(folder: Path, mode: WandbMode, said: list[str]) -> Tracker | None:
+def start(folder: Path, mode: WandbMode, said: list[str], *, attempt: int = 1) -> Tracker | None:
     return open_mirror(
         mode,
         project="meshwright-tests",
@@ -25,17 +24,8 @@ def start(folder: Path, mode: WandbMode, said: list[str]) -> Tracker | None:
         run_id="f1t",
         folder=folder,
         complain=said.append,
+        attempt=attempt,
     )
-
-
-def all_records(path: Path) -> list[Any]:
-    """Records of a run that has ended; the service of W&B may still be writing the last."""
-    for _ in range(100):
-        records = records_of(path)
-        if "exit" in [record.WhichOneof("record_type") for record in records]:
-            return records
-        time.sleep(0.1)
-    raise AssertionError("the run has no end")
 
 
 def tell_everything(tracker: Tracker, folder: Path) -> None:
@@ -58,11 +48,11 @@ def tell_everything(tracker: Tracker, folder: Path) -> None:
 
 def test_an_offline_run_holds_what_was_told(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="W&B, an extra, is not installed")
-    tracker = start(tmp_path, WandbMode.OFFLINE, [])
+    tracker = start(tmp_path, WandbMode.OFFLINE, [], attempt=2)
     assert tracker is not None
     tell_everything(tracker, tmp_path)
     (path,) = tmp_path.glob("wandb/offline-run-*/run-f1t.wandb")
-    records = all_records(path)
+    records = ended_records_of(path)
     kinds = [record.WhichOneof("record_type") for record in records]
     run = next(record.run for record in records if record.WhichOneof("record_type") == "run")
     logged = [
@@ -84,6 +74,7 @@ def test_an_offline_run_holds_what_was_told(tmp_path: Path) -> None:
     assert [1.0, 0.5, 1 / 3] == [
         row["operators/0/loss"] for row in logged if "operators/0/loss" in row
     ]
+    assert [2, 2, 2] == [row["operators/0/attempt"] for row in logged if "operators/0/loss" in row]
     assert ["table-file"] == [row["worst/_type"] for row in logged if "worst/_type" in row]
     assert ["dataset", "model"] == [item.type for item in artifacts]
     assert {"mape": 0.1, "made_from": ["f00"]} == json.loads(artifacts[1].metadata)
