@@ -146,7 +146,7 @@ class PlannerJob:
 
     @property
     def facts(self) -> dict[str, JsonValue]:
-        """What decides the weights besides the settings; equal facts stand on equal cards."""
+        """What decides the weights besides the settings and the number of ranks, for the card."""
         return {
             "instances": {"name": self.syllabus.name, "sha256": self.syllabus.sha256},
             "cost_model": {

@@ -125,10 +125,8 @@ class _Worker:
     def collect(
         self, make: Sequence[Any], weights: Mapping[str, Tensor], iteration: int
     ) -> tuple[Samples, list[float]]:
-        if self._ppo is None:
-            self._ppo = _ray().get(make[0])()
-        ppo = self._ppo
-        assert ppo is not None, "made"
+        ppo: PPO = self._ppo or _ray().get(make[0])()
+        self._ppo = ppo
         # Tensors from Ray's store are read-only views of memory that may go.
         ppo.policy.load_state_dict({name: item.clone() for name, item in weights.items()})
         seed = (ppo.config.seed * 1_000_003 + iteration) * 1009 + self.number + 1

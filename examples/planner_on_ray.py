@@ -11,6 +11,7 @@ own planner write one's own jobs below, and let it train longer.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -33,6 +34,7 @@ from meshwright.env.generator import InstanceSpec
 from meshwright.env.instance import Instance
 from meshwright.env.maker import Maker
 from meshwright.env.models import ModelSpec
+from meshwright.errors import PlannerError
 from meshwright.plans import OptimizerName, Precision
 from meshwright.solvers.reference import rule_time_s
 
@@ -96,6 +98,32 @@ def judged(policy: PlacementPolicy, instances: Sequence[Instance]) -> dict[str, 
     return evaluator.evaluate(OnInstances(policy, graphs), seed=0).metrics
 
 
+def trained(
+    asked: argparse.Namespace, instances: Sequence[Instance], validation: Sequence[Instance]
+) -> RayPPO:
+    """With the setting of the sweep that comes to the least gap."""
+
+    def figures(setting: Mapping[str, Any]) -> Mapping[str, float]:
+        ppo = begun(instances, **setting)
+        for _ in range(NUM_ITERATIONS):
+            ppo.train_iteration()
+        return judged(policy_of(ppo), validation)
+
+    gaps: list[float] = []
+    for one in sweep(figures, SWEPT):
+        gaps.append(float("inf") if one.figures is None else one.figures["greedy_gap_mean"])
+        print(f"{dict(one.setting)}: {one.problem or f'gap {gaps[-1]:.2%}'}")
+    make = partial(begun, instances, **SWEPT[gaps.index(min(gaps))])
+    run = RayPPO(make(), make, num_workers=asked.workers)
+    before = judged(policy_of(run.ppo), validation)["greedy_gap_mean"]
+    while run.iteration < NUM_ITERATIONS:
+        steps = run.train_iteration().num_env_steps
+    run.close()
+    after = judged(policy_of(run.ppo), validation)["greedy_gap_mean"]
+    print(f"{asked.workers} workers, {steps} decisions: gap {before:.2%} before, {after:.2%} after")
+    return run
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--address", help="of a cluster; by default a local one is started")
@@ -105,44 +133,25 @@ def main() -> None:
     if find_spec("ray") is None:
         print("skipped: Ray is not installed; run pip install 'meshwright[ray]'")
         return
-    instances, validation = made(LEARNED_ON), made(VALIDATED_BY)
-    print(f"{len(instances)} instances to learn on, {len(validation)} to validate with")
-
-    def trained(setting: Mapping[str, Any]) -> Mapping[str, float]:
-        ppo = begun(instances, **setting)
-        for _ in range(NUM_ITERATIONS):
-            ppo.train_iteration()
-        return judged(policy_of(ppo), validation)
-
     with ray_session(asked.address, num_cpus=asked.workers):
-        swept = sweep(trained, SWEPT)
-        for one in swept:
-            gap = one.problem if one.figures is None else f"{one.figures['greedy_gap_mean']:.2%}"
-            print(f"learning rate {one.setting['learning_rate']}: gap {gap}")
-        gaps = [(one.figures["greedy_gap_mean"], one.setting) for one in swept if one.figures]
-        best = min(gaps, key=lambda pair: pair[0])[1]
-        make = partial(begun, instances, **best)
-        run = RayPPO(make(), make, num_workers=asked.workers)
-        policy = policy_of(run.ppo)
-        before = judged(policy, validation)["greedy_gap_mean"]
-        while run.iteration < run.num_iterations:
-            steps = run.train_iteration().num_env_steps
-        run.close()
-
-    figures = judged(policy, validation)
-    print(f"{asked.workers} workers, {steps} decisions: gap {before:.2%} before, "
-          f"{figures['greedy_gap_mean']:.2%} after")  # fmt: skip
+        instances, validation = made(LEARNED_ON), made(VALIDATED_BY)
+        print(f"{len(instances)} instances to learn on, {len(validation)} to validate with")
+        run = trained(asked, instances, validation)
     if asked.output is not None:
         asked.output.mkdir(parents=True, exist_ok=True)
+        policy = policy_of(run.ppo)
         training = {
             "ppo": asdict(run.ppo.config),
             "num_workers": asked.workers,
             "sampling_temperature": DEFAULTS.sampling_temperature,
         }
-        card = {"training": training, "validation": {**figures}}
+        card = {"training": training, "validation": {**judged(policy, validation)}}
         save_policy(policy, asked.output / PLANNER_NAME, card)
         print(f"meshwright plan ... --planner {asked.output}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PlannerError as error:
+        sys.exit(str(error))

@@ -6,6 +6,10 @@ of two CPUs, and this file imports no PyG, which brings half of PyTorch with it.
 
 from __future__ import annotations
 
+import json
+import runpy
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +25,10 @@ from meshwright.env.instance import MAX_CANDIDATES
 from meshwright.env.observation import NUM_STATE
 from meshwright.env.toys import toy_instances
 from meshwright.errors import BadRequest
+from meshwright.tracking import file_sha256
 
 TOYS = toy_instances()
+EXAMPLE = Path(__file__).parents[2] / "examples" / "planner_on_ray.py"
 
 
 class Linear(nn.Module):
@@ -62,10 +68,21 @@ def test_rollouts_are_joined_in_order() -> None:
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
 
     with pytest.raises(BadRequest, match=r"meshwright\[ray\]"), ray_session():
         pass
+
+
+def test_without_ray_the_example_says_so_and_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE)])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+
+    expected = "skipped: Ray is not installed; run pip install 'meshwright[ray]'\n"
+    assert expected == capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +115,7 @@ def weights(ppo: PPO) -> torch.Tensor:
 @pytest.mark.dist
 @pytest.mark.usefixtures("session")
 def test_workers_play_and_a_run_taken_up_again_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    """Taken up by workers that have played on since: what they played must not matter."""
+    """Taken up by workers that have played on since, one of which died: neither must matter."""
     whole = RayPPO(made(), made, num_workers=2)
     alone = made().collect()[0]
     steps = [whole.train_iteration() for _ in range(2)]
@@ -108,6 +125,7 @@ def test_workers_play_and_a_run_taken_up_again_goes_on_bit_for_bit(tmp_path: Pat
     expected = weights(whole.ppo)
     whole.load(tmp_path / "half.safetensors")
     restored = weights(whole.ppo)
+    sys.modules["ray"].kill(whole._workers[0], no_restart=False)
     last = whole.train_iteration()
     whole.close()
 
@@ -119,3 +137,18 @@ def test_workers_play_and_a_run_taken_up_again_goes_on_bit_for_bit(tmp_path: Pat
     assert torch.equal(expected, weights(whole.ppo))
     assert not torch.equal(half, expected)
     assert steps[0].metrics["first_ratio_error"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_the_example_makes_a_planner_that_planning_takes(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    words = [sys.executable, str(EXAMPLE), "-o", str(tmp_path / "p")]
+    said = subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()
+    plan = ("plan", "tiny-llama", "--cluster", "2x4xt4", "--global-batch", "32", "-O2")
+    words = [sys.executable, "-m", "meshwright.cli", *plan, "--planner", str(tmp_path / "p")]
+    planned = subprocess.run([*words, "--json"], check=True, capture_output=True, text=True)
+    found = json.loads(planned.stdout)["plan"]["provenance"]["planner"]
+
+    assert "4 instances to learn on, 2 to validate with" == said[0]
+    assert file_sha256(tmp_path / "p" / "planner.safetensors")[:12] == found

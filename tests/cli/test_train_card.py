@@ -113,6 +113,8 @@ def test_the_data_set_holds_the_specifications(train: Run, tmp_path: Path) -> No
     for name, found in parts.items():
         assert len(found) == facts[name]
         assert hashlib.sha256(b"".join(found)).hexdigest() == facts[f"{name}_sha256"]
+    both = f"{facts['train_sha256']} {facts['validation_sha256']} "
+    assert hashlib.sha256(both.encode()).hexdigest() == facts["sha256"]
 
 
 def test_one_rank_stands_on_the_card(train: Run, tmp_path: Path) -> None:

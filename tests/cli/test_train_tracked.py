@@ -44,6 +44,7 @@ def test_an_offline_run_of_wandb_holds_what_the_index_holds(train: Run, tmp_path
     )  # fmt: skip
     assert ("dataset", "model") == (instances.type, planner.type)
     assert [json.loads(instances.metadata)["sha256"]] == json.loads(planner.metadata)["made_from"]
+    assert "specs.jsonl" in [entry.path for entry in instances.manifest.contents]
     assert f"planner-{sha256[:12]}" in artifacts
     assert {"planner.safetensors", "planner.json"} <= {
         entry.path for entry in planner.manifest.contents

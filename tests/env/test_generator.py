@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import msgspec
 import numpy as np
@@ -67,6 +68,26 @@ def test_what_is_held_out_is_not_trained_on() -> None:
     assert set(TRAINING_FAMILIES) == {family_of(model.reference) for model in trained}
     assert (128, 512) == (SPLITS["test-size-2x"].sizes[0], SPLITS["test-size-8x"].sizes[0])
     assert 64 == SPLITS["train"].sizes[1]
+
+
+def test_no_model_of_a_test_is_one_seen_before_with_another_batch() -> None:
+    """Weights are chosen by ``validation``, so that counts as seen."""
+    seen = {
+        model.reference for name in ("train", "validation") for model in models_of(SPLITS[name])
+    }
+    tests = [name for name in SPLITS if name.startswith("test-")]
+
+    assert ["test-in", "test-family", "test-gpu", "test-size-2x", "test-size-8x"] == tests
+    for name in tests:
+        assert set() == seen & {model.reference for model in models_of(SPLITS[name])}, name
+
+
+def test_every_held_out_family_is_tested_on() -> None:
+    families = Counter(family_of(model.reference) for model in models_of(SPLITS["test-family"]))
+    specs = frozen_specs("test-family")
+
+    assert {"t5": 9, "clip": 3, "unet": 2, "dlrm": 2} == families
+    assert set(HELD_OUT_FAMILIES) == {family_of(spec.model.reference) for spec in specs}
 
 
 def test_all_devices_are_in_the_catalog() -> None:
