@@ -37,7 +37,7 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     ray = _ray()
     local = {} if address is not None else {"num_cpus": num_cpus, "include_dashboard": False}
     try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
+        ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **local)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BadRequest(
             f"no Ray cluster at {address or 'this machine'}: {one_line(str(error))}; start one "
