@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EXACT", "difference", "gap_figures", "interquartile_mean", "interval", "win_rates"]
+from meshwright.agents.evaluation import EXACT
+
+__all__ = ["difference", "gap_figures", "interquartile_mean", "interval", "win_rates"]
 
 FloatArray = NDArray[np.float64]
 Statistic = Callable[[FloatArray], float]
-
-EXACT = 1e-6
-"""Times of stored plans have single precision: a smaller gap is none."""
 
 _DRAWS = 1000
 _LEVELS = (0.025, 0.975)

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.heading import heading
-from benchmarks.intervals import EXACT, difference, gap_figures, win_rates
+from benchmarks.intervals import difference, gap_figures, win_rates
 from benchmarks.planner_instances import (
     add_options,
     deciders_of,
@@ -36,6 +36,7 @@ from benchmarks.planner_instances import (
     write,
 )
 from benchmarks.searchers import Problem, available, best_by_budget, is_random
+from meshwright.agents.evaluation import EXACT
 from meshwright.agents.local_search import improve
 from meshwright.agents.planner import PolicyDecider, best_of_rows
 from meshwright.env.decode import Placed

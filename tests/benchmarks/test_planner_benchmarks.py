@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from benchmarks.planner_gap import measured, num_fitting
 from benchmarks.planner_instances import optima_s, proposals
 from benchmarks.planner_on_trace import compared, jobs_of, judged, tuned
 from benchmarks.planner_robustness import directions, summary
+from benchmarks.planner_training import timed
 from benchmarks.planner_zero_shot import inference
 from benchmarks.searchers import Lookups, Problem, available, best_by_budget
 from meshwright.agents.planner import PolicyDecider
@@ -356,3 +359,19 @@ def test_variants_train_equally_long() -> None:
 
     assert {61} == set(lengths.values())
     assert 8 == len(lengths)
+
+
+def test_a_training_is_timed_and_its_card_read(tmp_path: Path) -> None:
+    card = {"sha256": "abc", "validation": {"sampled_gap_mean": 0.01}}
+    folder = tmp_path / "run"
+    program = (
+        "import pathlib, sys; folder = pathlib.Path(sys.argv[1]); folder.mkdir(); "
+        f"(folder / 'planner.json').write_text({json.dumps(json.dumps(card))})"
+    )
+
+    for _ in range(2):  # a folder of a run before is removed
+        found = timed([sys.executable, "-c", program, str(folder)], folder)
+
+    assert ("abc", card["validation"]) == (found["sha256"], found["validation"])
+    assert 0.0 < found["cpu_s"]
+    assert 0.0 < found["wall_s"]
