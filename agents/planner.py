@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from meshwright.env.decode import Placed, best_of_room, decision_of
 from meshwright.env.episode import Episode
 from meshwright.env.instance import Instance
 from meshwright.env.observation import NUM_CANDIDATE
-from meshwright.env.rooms import PricedRooms
+from meshwright.env.rooms import OutOfTimeError, PricedRooms
 from meshwright.errors import BadRequest, NoFeasiblePlan
 from meshwright.space.search import Decided, SearchContext
 from meshwright.strict_json import one_line
@@ -43,6 +44,8 @@ PRETRAINED = Path(__file__).parent / "pretrained" / "planner.safetensors"
 
 _NUM_SAMPLES = {"O1": 16, "O2": 16}
 _MAX_DECISIONS = 8
+_LEAST_S = 1.0
+"""About what it takes to look at the rows of a context; with less time left nothing is begun."""
 
 
 def planner_file(name: str) -> Path:
@@ -120,7 +123,7 @@ class PolicyDecider:
         They are the best plans of the rows that samples are on, of each one; where the rows are
         few, samples besides.
         """
-        if _is_late(deadline_s):
+        if deadline_s is not None and time.monotonic() + _LEAST_S > deadline_s:
             return Decided(is_complete=False)
         count = self._num_samples
         try:
@@ -129,6 +132,7 @@ class PolicyDecider:
             return Decided()
         rooms = instance.rooms
         assert isinstance(rooms, PricedRooms), "nothing was stored"
+        rooms.deadline_s = deadline_s
         try:
             sampled = sample_plans(
                 self.policy,
@@ -136,17 +140,18 @@ class PolicyDecider:
                 num_samples=_NUM_SAMPLES[context.level] if count is None else count,
                 seed=context.seed,
                 temperature=self.temperature,
-                deadline_s=deadline_s,
             )
         except NoFeasiblePlan:
             return Decided(evaluations=rooms.evaluations)
+        except OutOfTimeError:
+            return Decided(evaluations=rooms.evaluations, is_complete=False)
         best = best_of_rows(instance, (plan.placed.row for plan in sampled))
         found = list(dict.fromkeys((*best, *sampled)))[:_MAX_DECISIONS]
         found.sort(key=_by_time)
         return Decided(
             decisions=tuple(decision_of(context, instance, plan.placed) for plan in found),
             evaluations=rooms.evaluations,
-            is_complete=not _is_late(deadline_s),
+            is_complete=deadline_s is None or time.monotonic() < deadline_s,
         )
 
 
@@ -161,10 +166,6 @@ def _by_time(plan: Sampled) -> tuple[float, Placed]:
     return plan.time_s, plan.placed
 
 
-def _is_late(deadline_s: float | None) -> bool:
-    return deadline_s is not None and time.monotonic() >= deadline_s
-
-
 @torch.no_grad()
 def sample_plans(
     policy: PlacementPolicy,
@@ -173,21 +174,20 @@ def sample_plans(
     num_samples: int,
     seed: int,
     temperature: float = 1.0,
-    deadline_s: float | None = None,
 ) -> tuple[Sampled, ...]:
     """Distinct plans, fastest first: the greedy one and those of ``num_samples`` samples.
 
     Args:
         policy: decides.
-        instance: whose rooms are opened as far as plans need them.
+        instance: whose rooms are opened as far as plans need them. Where they have a deadline,
+            no more samples are followed after it.
         num_samples: plans drawn, repetitions counted.
         seed: of the draws.
         temperature: logits are divided by it: above 1 the drawn ones differ more.
-        deadline_s: ``time.monotonic()`` after which no more samples are followed; the greedy plan
-            is always finished.
 
     Raises:
         NoFeasiblePlan: nothing fits.
+        OutOfTimeError: the deadline of the rooms came before the greedy plan.
     """
     encoding = policy.encode(collate([instance.graph]))
     generator = torch.Generator().manual_seed(seed)
@@ -198,20 +198,21 @@ def sample_plans(
         greedy = greedy.after(slot)
     done = {greedy.placed: greedy.time_s}
     open_: list[tuple[Episode, int]] = [(first, num_samples)] if num_samples else []
-    while open_ and not _is_late(deadline_s):
-        episodes = [episode for episode, _ in open_]
-        distribution = _distribution(policy, encoding, episodes, temperature)
-        later: list[tuple[Episode, int]] = []
-        for (episode, count), log_A in zip(open_, distribution.log_probability_BA, strict=True):
-            drawn = torch.multinomial(log_A.exp(), count, replacement=True, generator=generator)
-            slots, counts = torch.unique(drawn, return_counts=True)
-            for slot, number in zip(slots.tolist(), counts.tolist(), strict=True):
-                after = episode.after(slot)
-                if after.is_done:
-                    done[after.placed] = after.time_s
-                else:
-                    later.append((after, number))
-        open_ = later
+    with suppress(OutOfTimeError):
+        while open_:
+            episodes = [episode for episode, _ in open_]
+            distribution = _distribution(policy, encoding, episodes, temperature)
+            later: list[tuple[Episode, int]] = []
+            for (episode, count), log_A in zip(open_, distribution.log_probability_BA, strict=True):
+                drawn = torch.multinomial(log_A.exp(), count, replacement=True, generator=generator)
+                slots, counts = torch.unique(drawn, return_counts=True)
+                for slot, number in zip(slots.tolist(), counts.tolist(), strict=True):
+                    after = episode.after(slot)
+                    if after.is_done:
+                        done[after.placed] = after.time_s
+                    else:
+                        later.append((after, number))
+            open_ = later
     found = (Sampled(placed=placed, time_s=time_s) for placed, time_s in done.items() if placed)
     return tuple(sorted(found, key=_by_time))
 

@@ -16,6 +16,7 @@ V segments, S variants, G groups, C cuts, P stages, n plans.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -32,7 +33,7 @@ from meshwright.space.linear import linear_costs
 from meshwright.space.partition import least_bottleneck
 from meshwright.space.search import SearchContext
 
-__all__ = ["PricedRooms", "Sharded", "StoredRooms"]
+__all__ = ["OutOfTimeError", "PricedRooms", "Sharded", "StoredRooms"]
 
 _LIGHT_SHARE = 0.25
 """Of a stage's mean time: what a light first or last stage takes less."""
@@ -71,6 +72,10 @@ class Sharded:
     """Those unlike any before them, on which the fixed bytes fit: where a plan may fit at all."""
 
 
+class OutOfTimeError(Exception):
+    """A room was to be priced after the deadline."""
+
+
 class PricedRooms:
     """Rooms of a search context, priced when they are opened; every room once."""
 
@@ -95,6 +100,8 @@ class PricedRooms:
         """(V,)"""
         self.evaluations = 0
         """Plans priced so far, those too that only tell whether a row fits."""
+        self.deadline_s: float | None = None
+        """``time.monotonic()`` after which nothing is priced any more: OutOfTimeError."""
         self._rooms: dict[int, Room] = {}
         self._known: dict[int, bool] = {}
         self._opened: dict[int, tuple[Sharded, ...]] = {}
@@ -102,6 +109,7 @@ class PricedRooms:
     def open(self, row: int) -> Room:
         """All plans of a row; none where the graph cannot be sharded as the row wants."""
         if row not in self._rooms:
+            self._require_time()
             time_s = np.full(self._shape, np.inf, dtype=np.float32)
             for sharded in self.opened(row):
                 places = range(len(sharded.variants))
@@ -114,6 +122,7 @@ class PricedRooms:
     def fits(self, row: int) -> bool:
         """What ``open`` says; plans that recompute everything are tried first."""
         if row not in self._known:
+            self._require_time()
             opened = self.opened(row)
             if not any(sharded.cuts for sharded in opened):
                 self._known[row] = False
@@ -121,6 +130,10 @@ class PricedRooms:
                 lean = any(self._fits_leanly(sharded) for sharded in opened)
                 self._known[row] = lean or self.open(row).fits
         return self._known[row]
+
+    def _require_time(self) -> None:
+        if self.deadline_s is not None and time.monotonic() >= self.deadline_s:
+            raise OutOfTimeError
 
     def _fits_leanly(self, sharded: Sharded) -> bool:
         lean = [

@@ -26,6 +26,9 @@ _MAX_SKELETONS = {"O1": 3, "O2": 12}
 
 _MAX_EVALUATIONS = {"O1": 256, "O2": 3000}
 
+_DECIDERS_SHARE = 0.5
+"""Of the time that is left; the rest is for the search."""
+
 
 class Guided:
     """Plans of a decider and what annealing makes of them; a ``Proposer``.
@@ -60,7 +63,10 @@ class Guided:
     def propose(self, context: SearchContext, deadline_s: float | None = None) -> SolveResult:
         """The best plans found, exactly priced, the decider's own among them."""
         start_s = time.monotonic()
-        decided = self._decider.decide(context, deadline_s)
+        share_s = None
+        if deadline_s is not None:
+            share_s = start_s + _DECIDERS_SHARE * (deadline_s - start_s)
+        decided = self._decider.decide(context, share_s)
         decisions = decided.decisions
         if not decisions:
             nothing = SolveStatus.NOT_APPLICABLE if decided.is_complete else SolveStatus.STOPPED

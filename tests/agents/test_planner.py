@@ -18,6 +18,7 @@ from meshwright.cost.pricing import ANALYTIC
 from meshwright.env.batched import BatchedPlacement
 from meshwright.env.build import instance_of
 from meshwright.env.instance import Instance
+from meshwright.env.rooms import OutOfTimeError, PricedRooms
 from meshwright.env.toys import random_instance, toy_instances
 from meshwright.plans.plan import JobSpec
 from meshwright.solvers.planner import make_context
@@ -154,6 +155,28 @@ def test_a_late_decider_says_that_it_was_cut_short(context: SearchContext) -> No
     found = PolicyDecider(decided()).decide(context, time.monotonic() - 1.0)
 
     assert ((), 0, False) == (found.decisions, found.evaluations, found.is_complete)
+
+
+@pytest.mark.parametrize("rooms_in_time", [0, 3, 24])
+def test_where_time_runs_out_among_the_rooms_the_plans_so_far_stand(
+    context: SearchContext, monkeypatch: pytest.MonkeyPatch, rooms_in_time: int
+) -> None:
+    asked = [0]
+
+    def until_then(rooms: PricedRooms) -> None:
+        asked[0] += rooms.deadline_s is not None
+        if rooms.deadline_s is not None and asked[0] > rooms_in_time:
+            raise OutOfTimeError
+
+    monkeypatch.setattr(PricedRooms, "_require_time", until_then)
+    decider = PolicyDecider(decided(), num_samples=8)
+    found = decider.decide(context, time.monotonic() + 3600.0)
+    every = decider.decide(context)
+
+    assert asked[0] > rooms_in_time
+    assert bool(found.decisions) == (rooms_in_time == 24)
+    assert found.is_complete == bool(found.decisions)
+    assert found.evaluations < every.evaluations
 
 
 @pytest.mark.parametrize(("budget_s", "is_named"), [(None, True), (0.0, False)])
