@@ -77,10 +77,10 @@ class _Plans:
         level_S = np.array([_LEVELS.index(variant.recompute) for variant in instance.variants])
         sharding_S = np.array([names.index(variant.sharding) for variant in instance.variants])
         self.level_NG: IntArray = level_S[self._place_NP[:, :-1]]
-        sharding_NG = sharding_S[self._place_NP[:, :-1]]
-        self.sharding_N: IntArray = sharding_NG[:, 0]
+        self.sharding_NG: IntArray = sharding_S[self._place_NP[:, :-1]]
+        self.sharding_N: IntArray = self.sharding_NG[:, 0]
         self.cut_N: IntArray = self._place_NP[:, -1]
-        unlike_N = (sharding_NG != sharding_NG[:, :1]).any(axis=1)
+        unlike_N = (self.sharding_NG != self.sharding_NG[:, :1]).any(axis=1)
         # Of plans equally far away the one that recomputes least.
         self._extra_N: FloatArray = _UNLIKELY * unlike_N + 1e-3 * self.level_NG.sum(axis=1)
 
@@ -100,7 +100,7 @@ class _Plans:
         """(N,) plans of the same sharding and cut that cannot be better, once this one is known."""
         level_G = self.level_NG[number]
         more_NG = self.level_NG >= level_G if is_fitting else self.level_NG <= level_G
-        is_same_N = self.sharding_N == self.sharding_N[number]
+        is_same_N = (self.sharding_NG == self.sharding_NG[number]).all(axis=1)
         found: BoolArray = is_same_N & (self.cut_N == self.cut_N[number]) & more_NG.all(axis=1)
         return found
 

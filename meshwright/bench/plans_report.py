@@ -45,7 +45,7 @@ class Told:
     planner: str
     planner_sha256: str
     is_in_sample: bool
-    """The planner learned on these instances, or its weights were chosen by them."""
+    """The planner learned on these instances or was chosen by them; of a trace: it may have."""
     cost_model: str
     """Label of what prices the instances."""
     cost_model_sha256: str
@@ -54,20 +54,22 @@ class Told:
     """Of the store of a trace."""
 
 
-def is_in_sample(card: Mapping[str, JsonValue], set_name: str, syllabus_sha256: str = "") -> bool:
-    """Whether the card of a planner says that it was made with the instances.
+def is_in_sample(card: Mapping[str, JsonValue], set_name: str, *, is_trace: bool = False) -> bool:
+    """Whether a planner was made with the instances; of a trace, whether it may have been.
+
+    Of a trace a card tells neither which jobs were learned nor what the planner went on from was
+    made with, so every planner of a trace, and all that went on from another, may have learned it.
 
     Args:
         card: of the planner.
-        set_name: of a frozen set.
-        syllabus_sha256: of what training on a trace learns on and chooses by; empty for a set.
+        set_name: of a frozen set, or of a trace.
+        is_trace: the instances are jobs of a trace.
     """
     told = card.get("instances")
     instances = told if isinstance(told, dict) else {}
-    if syllabus_sha256:
-        return instances.get("sha256") == syllabus_sha256
-    is_general = instances.get("name") == "general" or bool(card.get("started_from"))
-    return is_general and set_name in ("train", "validation")
+    is_of_kind = instances.get("name") == ("traces" if is_trace else "general")
+    is_known = is_of_kind or bool(card.get("started_from"))
+    return is_known and (is_trace or set_name in ("train", "validation"))
 
 
 class PlansReport:
@@ -104,7 +106,8 @@ class PlansReport:
         words += f" planned by {told.planner} in {format_seconds(judged.seconds)}"
         words += f", priced by {told.cost_model}"
         if told.is_in_sample:
-            words += "; it was made with these very instances, so that gaps elsewhere are larger"
+            how = "may have learned these" if told.records_sha256 else "was made with these very"
+            words += f"; it {how} instances, so that gaps elsewhere may be larger"
         return words
 
     def tables(self) -> tuple[Table, ...]:

@@ -193,7 +193,7 @@ def _judged(asked: _Asked, out: Output) -> PlansReport:
     from meshwright.agents.weights import load_policy
     from meshwright.bench.plans import judge_planner
     from meshwright.bench.plans_report import PlansReport, Told, is_in_sample
-    from meshwright.env.frozen import specs_sha256
+    from meshwright.env.frozen import frozen_sets, specs_sha256
     from meshwright.env.maker import Maker
     from meshwright.env.models import cache_folder
     from meshwright.solvers.reference import rule_time_s
@@ -201,7 +201,8 @@ def _judged(asked: _Asked, out: Output) -> PlansReport:
     torch.set_num_threads(1)  # so small a network is slower with more
     path = planner_file(asked.planner)
     decider, card = PolicyDecider.pretrained(path), load_policy(path)[1]
-    specs, syllabus_sha256 = _specs(asked)
+    is_trace = asked.set_name not in frozen_sets()
+    specs = _specs(asked)
     with TemporaryDirectory() as folder:
         # Of this name, as a training's: instances made there are kept by it.
         pricing = _pricing(asked, specs, Path(folder) / "cost-model", out)
@@ -223,14 +224,14 @@ def _judged(asked: _Asked, out: Output) -> PlansReport:
             seed=asked.seed,
             tell=out.progress,
         )
-    records = source_of(asked.set_name, kind="records", num_rows=0) if syllabus_sha256 else None
+    records = source_of(asked.set_name, kind="records", num_rows=0) if is_trace else None
     told = Told(
         set_name=asked.set_name if records is None else records.name,
         set_sha256=specs_sha256(specs),
         num_asked=len(specs),
-        planner=Path(asked.planner).name,
+        planner=os.path.basename(os.path.abspath(asked.planner)),
         planner_sha256=file_sha256(path),
-        is_in_sample=is_in_sample(card, asked.set_name, syllabus_sha256),
+        is_in_sample=is_in_sample(card, asked.set_name, is_trace=is_trace),
         cost_model=pricing.label,
         cost_model_sha256=pricing.sha256,
         records_sha256="" if records is None else records.sha256,
@@ -238,20 +239,19 @@ def _judged(asked: _Asked, out: Output) -> PlansReport:
     return PlansReport(judged, told)
 
 
-def _specs(asked: _Asked) -> tuple[Sequence[InstanceSpec], str]:
-    """What to plan, and of a trace the hash of what training on it learns on and chooses by."""
+def _specs(asked: _Asked) -> Sequence[InstanceSpec]:
+    """What to plan: of a set, or of a trace what training on it chooses weights by."""
     from meshwright.agents.syllabus import traced_syllabus
     from meshwright.env.frozen import frozen_sets, frozen_specs
 
     if asked.set_name in frozen_sets():
-        return frozen_specs(asked.set_name, asked.num_instances), ""
+        return frozen_specs(asked.set_name, asked.num_instances)
     if not Path(asked.set_name).is_dir():
         raise BadRequest(
             f"{one_line(asked.set_name)}: no set and no folder; give one of "
             f"{', '.join(frozen_sets())}, or the store that `meshwright traces import` wrote"
         )
-    syllabus = traced_syllabus(Path(asked.set_name))
-    return syllabus.validation[: asked.num_instances], syllabus.sha256
+    return traced_syllabus(Path(asked.set_name)).validation[: asked.num_instances]
 
 
 def _pricing(asked: _Asked, specs: Sequence[InstanceSpec], folder: Path, out: Output) -> Pricing:

@@ -54,8 +54,8 @@ PlannerOption = Annotated[
     str | None,
     typer.Option(
         help="Ask this learned planner too: none (usual at -O1), pretrained (the package's, usual "
-        "at -O2) or the folder of a training.",
-        metavar="NAME|DIR",
+        "at -O2), the folder of a training, or its weights.",
+        metavar="NAME|DIR|FILE",
     ),
 ]
 PlanArgument = Annotated[

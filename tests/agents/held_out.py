@@ -1,6 +1,7 @@
-"""Stored instances that no planner was trained on, small enough to lie beside the tests.
+"""Stored instances, small enough to lie beside the tests, that the planner was not trained on.
 
-Of every family of the frozen set ``validation`` the first ``OF_A_FAMILY`` instances that have at
+Its weights were chosen by the set they are of, so they say less than a test set's would. Of every
+family in that set, ``validation`` (it has no ViT), the first ``OF_A_FAMILY`` instances that have at
 least ``LEAST_ROWS`` rows in at most ``MOST_BYTES``, rows left out where need be (drawn by
 ``env.thinned`` from the instance's number). They are made again by
 

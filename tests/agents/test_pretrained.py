@@ -12,15 +12,14 @@ import pytest
 import torch
 
 from meshwright.agents.evaluation import Evaluator
-from meshwright.agents.planner import PRETRAINED, PolicyDecider, sample_plans
+from meshwright.agents.planner import PRETRAINED, PolicyDecider
 from meshwright.agents.policy import OnInstances, PlacementPolicy
 from meshwright.agents.syllabus import general_syllabus
 from meshwright.agents.weights import load_policy, new_policy
 from meshwright.env.compiled import compile_instances
-from meshwright.env.decode import best_of
 from meshwright.env.files import write_instance
 from meshwright.env.graph import NUM_NODE_FEATURES
-from meshwright.env.toys import random_instance, toy_instances
+from meshwright.env.toys import toy_instances
 from meshwright.errors import BadRequest
 from tests.agents import held_out
 
@@ -50,8 +49,11 @@ def test_it_is_small_and_says_how_to_make_it_again() -> None:
     assert "finished" == card["status"]
 
 
-def test_it_plans_what_it_never_saw_far_better_than_policies_that_learned_nothing() -> None:
-    """Greedy: how many times slower than the best plan, as a logarithm; sampled: the gap."""
+def test_it_plans_what_it_did_not_train_on_far_better_than_untrained_policies() -> None:
+    """Weights were chosen by the set these are of.
+
+    Greedy: how many times slower than the best plan, as a logarithm; sampled: the gap.
+    """
     instances = list(held_out.stored().values())
     compiled = compile_instances(instances)
     decider = PolicyDecider.pretrained()
@@ -71,22 +73,7 @@ def test_it_plans_what_it_never_saw_far_better_than_policies_that_learned_nothin
     assert min(other for _, other in untrained) > 3 * sampled
 
 
-def test_no_plan_of_a_toy_beats_the_best() -> None:
-    """Toys look like no model, so that how good its plans are tells nothing of the planner."""
-    policy = PolicyDecider.pretrained().policy
-    rng = np.random.default_rng(0)
-    strangers = [random_instance(rng, num_groups=1 + number % 4) for number in range(4)]
-    gaps = []
-    for instance in (*toy_instances(), *strangers):
-        best_s, _ = best_of(instance)
-        found = sample_plans(policy, instance, num_samples=64, seed=0)
-        gaps.append(found[0].time_s / best_s - 1)
-
-    assert min(gaps) >= -1e-6
-    assert np.isfinite(gaps).all()
-
-
-def test_the_stored_instances_are_of_every_family_and_of_this_version() -> None:
+def test_the_stored_instances_are_of_every_family_of_their_set_and_of_this_version() -> None:
     families = {name.split("-", 2)[2] for name in held_out.stored()}
 
     assert {"gpt", "llama", "moe", "gpt-moe", "bert", "resnet", "mlp"} == families

@@ -185,21 +185,25 @@ def test_the_index_holds_inputs_by_hash_and_finite_metrics(
 
 
 @pytest.mark.parametrize(
-    ("card", "set_name", "syllabus_sha256", "expected"),
+    ("card", "set_name", "is_trace", "expected"),
     [
-        ({"instances": {"name": "general"}}, "validation", "", True),
-        ({"instances": {"name": "general"}}, "test-in", "", False),
-        ({"instances": {"name": "cluster"}}, "train", "", False),
-        ({"instances": {"name": "cluster"}, "started_from": "ab"}, "train", "", True),
-        ({"instances": {"name": "traces", "sha256": "ab"}}, "store", "ab", True),
-        ({"instances": {"name": "traces", "sha256": "ab"}}, "store", "cd", False),
-        ({}, "train", "", False),
+        ({"instances": {"name": "general"}}, "validation", False, True),
+        ({"instances": {"name": "general"}}, "test-in", False, False),
+        ({"instances": {"name": "cluster"}}, "train", False, False),
+        ({"instances": {"name": "cluster"}, "started_from": "ab"}, "train", False, True),
+        ({"instances": {"name": "cluster"}, "started_from": "ab"}, "test-in", False, False),
+        ({"instances": {"name": "traces"}}, "store", True, True),
+        ({"instances": {"name": "general"}, "started_from": "ab"}, "store", True, True),
+        ({"instances": {"name": "general"}, "started_from": ""}, "store", True, False),
+        ({"instances": {"name": "traces"}}, "train", False, False),
+        ({}, "train", False, False),
+        ({}, "store", True, False),
     ],
 )
 def test_the_card_says_whether_it_knows_the_instances(
-    card: Mapping[str, JsonValue], set_name: str, syllabus_sha256: str, expected: bool
+    card: Mapping[str, JsonValue], set_name: str, is_trace: bool, expected: bool
 ) -> None:
-    assert expected == is_in_sample(card, set_name, syllabus_sha256)
+    assert expected == is_in_sample(card, set_name, is_trace=is_trace)
 
 
 def test_a_planner_is_the_package_s_a_folder_or_a_file(tmp_path: Path) -> None:
