@@ -65,8 +65,8 @@ def planner_file(name: str) -> Path:
     if path.is_dir():
         return path / PRETRAINED.name
     raise BadRequest(
-        f"--planner: {one_line(name)}: no folder and no file; give pretrained, or the folder of a "
-        "`meshwright train`"
+        f"--planner: {one_line(name)}: no folder and no file; give pretrained, the folder of a "
+        "`meshwright train`, or a file of its weights"
     )
 
 
