@@ -52,6 +52,8 @@ def _messages(data: bytes) -> Iterator[bytes]:
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
         position += _HEAD_BYTES
+        if position + length > len(data):
+            return  # Still being written.
         piece = data[position : position + length]
         position += length
         parts = piece if kind in (_WHOLE, _FIRST) else parts + piece
