@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +111,17 @@ class PolicyDecider:
         Raises:
             BadRequest: the file is missing, damaged or of another version.
         """
-        policy, card = load_policy(path)
+        return cls.of(*load_policy(path), num_samples=num_samples)
+
+    @classmethod
+    def of(
+        cls,
+        policy: PlacementPolicy,
+        card: Mapping[str, object],
+        *,
+        num_samples: int | None = None,
+    ) -> PolicyDecider:
+        """``policy``, drawing samples at the temperature that its card tells."""
         training = card.get("training")
         told = training.get("sampling_temperature") if isinstance(training, dict) else None
         temperature = float(told) if isinstance(told, int | float) and told > 0 else 1.0

@@ -133,18 +133,15 @@ Solvers = Callable[[SearchContext], Sequence[Proposer]]
 
 def solvers_by_seconds(decider: PolicyDecider) -> dict[str, Solvers]:
     """Who is asked with a deadline, in order."""
-
-    def agent() -> Proposer:
-        return Guided(decider)
-
+    agent = Guided(decider)
     found: dict[str, Solvers] = {
-        "agent": lambda _: (agent(),),
+        "agent": lambda _: (agent,),
         "rules": lambda _: RULES,
         "uniform": lambda _: (Exhaustive(),),
         "DP": lambda context: (LayerwiseDP(Frontier(context)),),
         "ILP": lambda context: (LayerwiseILP(Frontier(context)),),
         "portfolio without": proposers_of,
-        "portfolio with": lambda context: proposers_of(context, (agent(),)),
+        "portfolio with": lambda context: proposers_of(context, (agent,)),
     }
     for number, search in enumerate(local_searches()):
         found[search.name] = lambda _, number=number: (local_searches()[number],)  # type: ignore[misc]
@@ -231,7 +228,7 @@ def told(problems: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
                 "median_evaluations": float(np.median([row["evaluations"] for row in own])),
             }
         )
-        if solver.startswith("portfolio with") and solver != "portfolio without":
+        if solver == "portfolio with":
             with_I, without_I = np.array([values]), np.array([gaps[budget, "portfolio without"]])
             both = np.isfinite(with_I) & np.isfinite(without_I)
             row = {"budget": budget, "portfolio": solver, **win_rates(with_I, without_I)}

@@ -200,7 +200,7 @@ def _judged(asked: _Asked, out: Output) -> PlansReport:
 
     torch.set_num_threads(1)  # so small a network is slower with more
     path = planner_file(asked.planner)
-    decider, card = PolicyDecider.pretrained(path), load_policy(path)[1]
+    policy, card = load_policy(path)
     is_trace = asked.set_name not in frozen_sets()
     specs = _specs(asked)
     with TemporaryDirectory() as folder:
@@ -217,7 +217,7 @@ def _judged(asked: _Asked, out: Output) -> PlansReport:
             progress=out.progress,
         )
         judged = judge_planner(
-            decider,
+            PolicyDecider.of(policy, card),
             (instance for _, instance in made),
             num_samples=asked.num_samples,
             max_evaluations=asked.max_evaluations,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from meshwright.agents.evaluation import Evaluator
 from meshwright.agents.planner import PRETRAINED, PolicyDecider
@@ -26,14 +24,7 @@ from tests.agents import held_out
 SAMPLING_SEEDS = range(5)
 """Which samples are drawn moves a mean over so few instances; this many are averaged."""
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Layers this small only wait for each other on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_it_is_small_and_says_how_to_make_it_again() -> None:

@@ -14,7 +14,7 @@ from meshwright.gnn_cost.pretrained_pricing import load_pricing
 from meshwright.tracking import file_sha256, mirror, read_lines
 from tests.cli.conftest import Answer, Run
 from tests.cli.small_training import SETS, linear_of_t4, store_of_jobs, tiny_model
-from tests.tracking.offline import ended_records_of
+from tests.tracking.offline import ended_records_of, run_and_artifacts
 
 SMALL = ("--samples", "4", "--evaluations", "12", "--processes", "1", "--json")
 
@@ -141,12 +141,7 @@ def test_an_offline_run_of_wandb_evaluates(judge: Run, planner: Path, tmp_path: 
     )
     (path,) = (tmp_path / "judged.json.tracking").glob("wandb/offline-run-*/run-*.wandb")
     records = ended_records_of(path)
-    run = next(one.run for one in records if one.WhichOneof("record_type") == "run")
-    artifacts = {
-        one.artifact.name: one.artifact
-        for one in records
-        if one.WhichOneof("record_type") == "artifact"
-    }
+    run, artifacts = run_and_artifacts(records)
     metrics = {one.metric.name: one.metric for one in records if one.HasField("metric")}
     logged = {
         item.key or item.nested_key[0]

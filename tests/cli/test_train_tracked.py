@@ -17,7 +17,7 @@ from meshwright.cli import train_job
 from meshwright.cli.train import Asked
 from meshwright.tracking import LocalTracker, file_sha256, mirror, opening, read_lines
 from tests.cli.conftest import Run
-from tests.tracking.offline import ended_records_of
+from tests.tracking.offline import ended_records_of, run_and_artifacts
 
 SHORT = ("--ppo", "0", "--imitation", "1")
 
@@ -27,12 +27,7 @@ def test_an_offline_run_of_wandb_holds_what_the_index_holds(train: Run, tmp_path
     answer = train("-o", "p", "--wandb", "offline", "--project", "tests", "--group", "nightly")
     (path,) = (tmp_path / "p").glob("wandb/offline-run-*/run-*.wandb")
     records = ended_records_of(path)
-    run = next(one.run for one in records if one.WhichOneof("record_type") == "run")
-    artifacts = {
-        one.artifact.name: one.artifact
-        for one in records
-        if one.WhichOneof("record_type") == "artifact"
-    }
+    run, artifacts = run_and_artifacts(records)
     metrics = {one.metric.name: one.metric for one in records if one.HasField("metric")}
     planner = artifacts["meshwright-planner"]
     (instances,) = (one for name, one in artifacts.items() if name.startswith("instances-"))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ended_records_of", "records_of"]
+__all__ = ["ended_records_of", "records_of", "run_and_artifacts"]
 
 _BLOCK_BYTES = 2**15
 _HEAD_BYTES = 7
@@ -40,6 +40,13 @@ def ended_records_of(path: Path) -> list[Any]:
             return records
         time.sleep(0.1)
     raise AssertionError("the run has no end")
+
+
+def run_and_artifacts(records: list[Any]) -> tuple[Any, dict[str, Any]]:
+    """The run, and its artifacts by name."""
+    run = next(one.run for one in records if one.WhichOneof("record_type") == "run")
+    artifacts = [one.artifact for one in records if one.WhichOneof("record_type") == "artifact"]
+    return run, {one.name: one for one in artifacts}
 
 
 def _messages(data: bytes) -> Iterator[bytes]:
